@@ -1,0 +1,46 @@
+// Package dpdk is poll mode: Port, a NIC-like port that is polled in bursts, and
+// EventLoop, the backend that serves dpdk:// on a netpoll.Loop by running the
+// user-space RoCEv2 engine to completion on a port.
+package dpdk
+
+import "net"
+
+// Port is a poll-mode port with one receive and one transmit queue. It has a
+// single owner: all methods run on one goroutine.
+//
+// Frames are the port's memory (mbufs, memif descriptors). Between AllocBurst or
+// RxBurst and TxBurst or FreeBurst a frame is the caller's.
+type Port interface {
+	// Info describes the port.
+	Info() PortInfo
+	// AllocBurst fills frames with empty frames to transmit; fewer than asked
+	// means that the pool or ring is full for now.
+	AllocBurst(frames []Frame) int
+	// TxBurst transmits frames[i].Data[:Len] in order and returns how many were
+	// taken; the rest stay the caller's.
+	TxBurst(frames []Frame) int
+	// RxBurst fills frames with received ones and returns how many. The caller
+	// gives each back with FreeBurst.
+	RxBurst(frames []Frame) int
+	// FreeBurst gives frames back to the port.
+	FreeBurst(frames []Frame)
+	// Close stops the port and frees it; all frames become invalid.
+	Close() error
+}
+
+// Frame is one Ethernet frame in the port's memory.
+type Frame struct {
+	Data   []byte // whole room of the frame
+	Len    int    // used bytes
+	Handle uint64 // the port's own (mbuf pointer, descriptor index)
+}
+
+// PortInfo describes a Port.
+type PortInfo struct {
+	Name   string // net_memif0, memif, …
+	Driver string // net_memif (libdpdk 22.11), memif (pure Go), …
+	MAC    net.HardwareAddr
+	MTU    int // IP bytes per frame
+	Ring   int // transmit ring, frames: more in flight are refused
+	FD     int // readable when RxBurst would find frames; -1 if the port must be polled
+}
