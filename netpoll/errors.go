@@ -10,6 +10,8 @@ var (
 	ErrClosed = errors.New("netpoll: connection closed")
 	// ErrLoopClosed is the reason of a close when the loop stops.
 	ErrLoopClosed = errors.New("netpoll: loop closed")
+	// ErrDrainTimeout is the reason of a close when a drain met its deadline.
+	ErrDrainTimeout = errors.New("netpoll: drain deadline passed with messages still queued")
 	// ErrMessageTooLarge refuses a message beyond Options.MaxMessageBytes.
 	ErrMessageTooLarge = errors.New("netpoll: message larger than the limit (raise MaxMessageBytes on both ends)")
 	// ErrProtocol is wrapped by every error caused by a peer that breaks the

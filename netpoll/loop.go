@@ -1,0 +1,499 @@
+package netpoll
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/hugepages"
+)
+
+// Options configure a Loop. The zero value of a field means its default.
+type Options struct {
+	// Backends are the transports, one per URL scheme. Default: NewTCP().
+	Backends []Backend
+	// Idle is the idle policy. Default: Balanced().
+	Idle IdlePolicy
+	// Pool supplies receive and send buffers; loops may share one. Default: a pool
+	// of the loop's own over DefaultPoolBytes, freed when Run returns.
+	Pool *hugepages.Pool
+	// MaxMessageBytes bounds one message in either direction. Default 4 MiB. A
+	// peer that announces more is disconnected with ErrProtocol.
+	MaxMessageBytes int
+	// MaxQueuedBytes and MaxQueuedMessages bound what one connection queues for
+	// sending before Send answers ErrBackpressure. Defaults 4 MiB and 16,384.
+	MaxQueuedBytes    int
+	MaxQueuedMessages int
+	// SubmitQueue bounds functions submitted and not yet run; a power of two.
+	// Default 4096.
+	SubmitQueue int
+	// Logger takes what has no connection to report it to. Default slog.Default().
+	Logger *slog.Logger
+}
+
+// Defaults of Options.
+const (
+	DefaultPoolBytes       = 64 << 20
+	DefaultMaxMessageBytes = 4 << 20
+	DefaultMaxQueuedBytes  = 4 << 20
+	// DefaultMaxQueuedMessages is the queue bound for small messages.
+	DefaultMaxQueuedMessages = 16384
+	defaultSubmitQueue       = 4096
+
+	// pollBudget is how many messages a backend may dispatch before the others get
+	// their turn; a bound on how long one busy connection delays the rest.
+	pollBudget = 256
+	// stallNanos is the length of a duty cycle that counts as a stall: a handler
+	// blocked, or the thread was off its CPU. 10 ms is the kernel's and the Go
+	// scheduler's usual time slice.
+	stallNanos = int64(10 * time.Millisecond)
+)
+
+// Loop is one event loop. See the package comment.
+type Loop struct {
+	opts     Options
+	backends []Backend
+	idle     IdlePolicy
+	pool     *hugepages.Pool
+	arena    *hugepages.Arena // the loop's own, or nil
+	log      *slog.Logger
+
+	start  time.Time
+	now    int64
+	timers timerHeap
+	queue  *submitQueue
+	wake   *waker
+
+	conns      map[*Conn]struct{}
+	dirty      []*Conn // queued something since the last flush
+	writable   []*Conn // owed an OnWritable
+	nextConnID uint64
+
+	mu        sync.Mutex
+	listeners map[Listener]struct{}
+	draining  bool
+
+	stopping atomic.Bool
+	running  atomic.Bool
+	done     chan struct{}
+	stats    loopCounters
+}
+
+type loopCounters struct {
+	cycles, busyCycles, parks, stalls, maxCycle, conns, busyNanos atomic.Int64
+}
+
+// Stats of a loop since it started.
+type Stats struct {
+	Cycles      int64         // duty cycles
+	BusyCycles  int64         // cycles that found work
+	Busy        time.Duration // time spent in cycles that found work
+	Parks       int64         // times the loop blocked
+	Stalls      int64         // busy cycles longer than 10 ms
+	MaxCycle    time.Duration // longest busy cycle
+	Connections int64         // open now
+}
+
+// NewLoop makes a loop and attaches its backends. Run runs it.
+func NewLoop(o Options) (*Loop, error) {
+	if len(o.Backends) == 0 {
+		o.Backends = []Backend{NewTCP()}
+	}
+	if o.Idle.Name == "" {
+		o.Idle = Balanced()
+	}
+	setDefault(&o.MaxMessageBytes, DefaultMaxMessageBytes)
+	setDefault(&o.MaxQueuedBytes, DefaultMaxQueuedBytes)
+	setDefault(&o.MaxQueuedMessages, DefaultMaxQueuedMessages)
+	setDefault(&o.SubmitQueue, defaultSubmitQueue)
+	if o.SubmitQueue&(o.SubmitQueue-1) != 0 {
+		return nil, fmt.Errorf("netpoll: SubmitQueue %d is not a power of two", o.SubmitQueue)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	l := &Loop{
+		opts: o, backends: o.Backends, idle: o.Idle, pool: o.Pool, log: o.Logger,
+		start: time.Now(), conns: map[*Conn]struct{}{}, listeners: map[Listener]struct{}{},
+		queue: newSubmitQueue(o.SubmitQueue), done: make(chan struct{}),
+	}
+	if l.pool == nil {
+		arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: DefaultPoolBytes})
+		if err != nil {
+			return nil, fmt.Errorf("netpoll: memory for the loop's own pool: %w", err)
+		}
+		l.arena, l.pool = arena, hugepages.NewPool(arena)
+	}
+	var err error
+	if l.wake, err = newWaker(); err != nil {
+		return nil, errors.Join(err, l.freeArena())
+	}
+	for i, b := range l.backends {
+		if err := b.Attach(l); err != nil {
+			err = fmt.Errorf("netpoll: backend %s: %w", b.Scheme(), err)
+			for _, attached := range l.backends[:i] {
+				err = errors.Join(err, attached.Close())
+			}
+			return nil, errors.Join(err, l.wake.close(), l.freeArena())
+		}
+	}
+	return l, nil
+}
+
+func setDefault(v *int, d int) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+func (l *Loop) freeArena() error {
+	if l.arena == nil {
+		return nil
+	}
+	return l.arena.Close()
+}
+
+// Pool is the loop's buffer pool. Any goroutine.
+func (l *Loop) Pool() *hugepages.Pool { return l.pool }
+
+// Logger is the loop's logger. Any goroutine.
+func (l *Loop) Logger() *slog.Logger { return l.log }
+
+// MaxMessageBytes is the bound on one message. Any goroutine.
+func (l *Loop) MaxMessageBytes() int { return l.opts.MaxMessageBytes }
+
+// Now is the time of the current duty cycle: monotonic nanoseconds since the
+// loop was made. Loop's goroutine.
+func (l *Loop) Now() int64 { return l.now }
+
+// Clock reads the clock that Now caches. Any goroutine.
+func (l *Loop) Clock() int64 { return int64(time.Since(l.start)) }
+
+// Stats returns the counters. Any goroutine.
+func (l *Loop) Stats() Stats {
+	s := &l.stats
+	return Stats{
+		Cycles: s.cycles.Load(), BusyCycles: s.busyCycles.Load(), Busy: time.Duration(s.busyNanos.Load()), Parks: s.parks.Load(),
+		Stalls: s.stalls.Load(), MaxCycle: time.Duration(s.maxCycle.Load()), Connections: s.conns.Load(),
+	}
+}
+
+// Submit runs fn on the loop's goroutine, in submission order. Any goroutine.
+// ErrBackpressure if the queue is full, ErrLoopClosed after the loop stopped; fn
+// was then not and will not be run. Functions still queued when the loop stops
+// are run before Run returns.
+func (l *Loop) Submit(fn func()) error {
+	if err := l.queue.push(fn); err != nil {
+		return err
+	}
+	l.wake.notify()
+	return nil
+}
+
+// Do runs fn on the loop's goroutine and waits for it; a full queue is waited
+// for. It must not be called on the loop's goroutine.
+func (l *Loop) Do(fn func()) error {
+	ran := make(chan struct{})
+	wrapped := func() { defer close(ran); fn() }
+	for {
+		err := l.Submit(wrapped)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrBackpressure) {
+			return err
+		}
+		time.Sleep(50 * time.Microsecond)
+	}
+	<-ran
+	return nil
+}
+
+// WatchFD makes readability of fd end the loop's sleep. Backends only.
+func (l *Loop) WatchFD(fd int) error { return l.wake.watch(fd) }
+
+// UnwatchFD undoes WatchFD; call it before fd is closed.
+func (l *Loop) UnwatchFD(fd int) error { return l.wake.unwatch(fd) }
+
+func (l *Loop) backend(rawURL string) (Backend, *url.URL, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, nil, fmt.Errorf("netpoll: address %q: %w", rawURL, err)
+	}
+	names := make([]string, 0, len(l.backends))
+	for _, b := range l.backends {
+		if b.Scheme() == u.Scheme {
+			return b, u, nil
+		}
+		names = append(names, b.Scheme()+"://")
+	}
+	return nil, nil, fmt.Errorf("netpoll: address %q: no backend for it in this loop; it has %s (an address looks like tcp://127.0.0.1:7000)",
+		rawURL, strings.Join(names, ", "))
+}
+
+// Listen accepts connections at rawURL for h. Port 0 picks a free one; see
+// Listener.URL. Any goroutine but the loop's.
+func (l *Loop) Listen(rawURL string, h Handler) (Listener, error) {
+	b, u, err := l.backend(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	ln, err := b.Listen(u, h)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.listeners[ln] = struct{}{}
+	draining := l.draining
+	l.mu.Unlock()
+	if draining || l.stopping.Load() {
+		_ = ln.Close()
+		return nil, ErrLoopClosed
+	}
+	return ln, nil
+}
+
+// Dial connects to rawURL and waits until the connection is open or ctx ends.
+// The loop must be running. Any goroutine but the loop's.
+func (l *Loop) Dial(ctx context.Context, rawURL string, h Handler) (*Conn, error) {
+	b, u, err := l.backend(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	type result struct {
+		c   *Conn
+		err error
+	}
+	ch := make(chan result, 1)
+	var abandoned atomic.Bool
+	b.Dial(u, h, func(c *Conn, err error) {
+		if c != nil && abandoned.Load() {
+			c.Close(context.Canceled)
+		}
+		ch <- result{c, err}
+	})
+	select {
+	case r := <-ch:
+		return r.c, r.err
+	case <-l.done:
+		return nil, ErrLoopClosed
+	case <-ctx.Done():
+		abandoned.Store(true)
+		return nil, fmt.Errorf("netpoll: dial %s: %w", rawURL, ctx.Err())
+	}
+}
+
+// DialAsync connects to rawURL; done runs on the loop's goroutine, after
+// Handler.OnOpen on success. Any goroutine.
+func (l *Loop) DialAsync(rawURL string, h Handler, done func(*Conn, error)) {
+	b, u, err := l.backend(rawURL)
+	if err != nil {
+		if l.Submit(func() { done(nil, err) }) != nil {
+			l.log.Error("dial failed and its caller cannot be told", "url", rawURL, "err", err)
+		}
+		return
+	}
+	b.Dial(u, h, done)
+}
+
+// Run runs the loop on the calling goroutine until Stop or Shutdown. It returns
+// after all connections are closed and the backends freed. Once only.
+func (l *Loop) Run() error {
+	if !l.running.CompareAndSwap(false, true) {
+		return errors.New("netpoll: Run called twice")
+	}
+	defer close(l.done)
+	empty := 0
+	for !l.stopping.Load() {
+		l.now = l.Clock()
+		work := l.cycle()
+		l.stats.cycles.Add(1)
+		if work > 0 {
+			empty = 0
+			l.countBusy()
+			// A goroutine that spins on its P must let the others of that P run: the
+			// bootstrap, signal handling, metrics.
+			runtime.Gosched()
+		} else if empty++; empty&1023 == 0 {
+			runtime.Gosched()
+		}
+		if l.idle.step(work, l.now) {
+			l.park()
+		}
+	}
+	return l.finish()
+}
+
+func (l *Loop) countBusy() {
+	took := l.Clock() - l.now
+	s := &l.stats
+	s.busyCycles.Add(1)
+	s.busyNanos.Add(took)
+	if took > s.maxCycle.Load() {
+		s.maxCycle.Store(took)
+	}
+	if took > stallNanos {
+		s.stalls.Add(1)
+	}
+}
+
+// cycle is one duty cycle.
+func (l *Loop) cycle() int {
+	work := l.queue.run(pollBudget)
+	work += l.timers.run(l.now)
+	for _, b := range l.backends {
+		work += b.Poll(pollBudget)
+	}
+	l.flush()
+	return work
+}
+
+// flush sends what handlers queued, and tells those that may send again.
+func (l *Loop) flush() {
+	for len(l.dirty) > 0 || len(l.writable) > 0 {
+		for i := 0; i < len(l.dirty); i++ {
+			c := l.dirty[i]
+			c.dirty = false
+			if c.state != connClosed {
+				c.wire.Flush()
+			}
+		}
+		clear(l.dirty)
+		l.dirty = l.dirty[:0]
+		// OnWritable may send, be refused and be owed another call: only those of
+		// this round are told, the rest wait for the next cycle.
+		n := len(l.writable)
+		for i := 0; i < n; i++ {
+			if c := l.writable[i]; c.state == connOpen {
+				c.handler.OnWritable(c)
+			}
+		}
+		rest := copy(l.writable, l.writable[n:])
+		clear(l.writable[rest:])
+		l.writable = l.writable[:rest]
+	}
+}
+
+// park blocks until there is something to do. The order is what prevents a lost
+// wake-up: arm every backend (each looks once more), announce the sleep, look at
+// the submission queue once more, block.
+func (l *Loop) park() {
+	deadline := l.timers.next()
+	for _, b := range l.backends {
+		d, idle := b.Arm()
+		if !idle {
+			return
+		}
+		if d != 0 && (deadline == 0 || d < deadline) {
+			deadline = d
+		}
+	}
+	l.wake.announce()
+	if l.queue.len() > 0 || l.stopping.Load() || len(l.dirty) > 0 || len(l.writable) > 0 {
+		l.wake.cancel()
+		return
+	}
+	timeout := time.Duration(-1)
+	if deadline != 0 {
+		timeout = time.Duration(max(0, deadline-l.Clock()))
+	}
+	l.stats.parks.Add(1)
+	if err := l.wake.block(timeout); err != nil {
+		l.log.Error("event loop cannot block; it goes on polling", "err", err)
+	}
+}
+
+func (l *Loop) forget(c *Conn) {
+	if _, ok := l.conns[c]; ok {
+		delete(l.conns, c)
+		l.stats.conns.Add(-1)
+	}
+}
+
+func (l *Loop) closeListeners() error {
+	l.mu.Lock()
+	l.draining = true
+	lns := l.listeners
+	l.listeners = map[Listener]struct{}{}
+	l.mu.Unlock()
+	var err error
+	for ln := range lns {
+		err = errors.Join(err, ln.Close())
+	}
+	return err
+}
+
+// finish closes everything after the last cycle.
+func (l *Loop) finish() error {
+	err := l.closeListeners()
+	for c := range l.conns {
+		c.Close(ErrLoopClosed)
+	}
+	for _, b := range l.backends {
+		err = errors.Join(err, b.Close())
+	}
+	l.queue.close()
+	for l.queue.run(pollBudget) > 0 {
+	}
+	for c := range l.conns { // opened by a function that was still queued
+		c.Close(ErrLoopClosed)
+	}
+	return errors.Join(err, l.wake.close(), l.freeArena())
+}
+
+// Stop ends the loop at the end of its duty cycle: connections close with
+// ErrLoopClosed and their queued messages are dropped. It does not wait. Any
+// goroutine.
+func (l *Loop) Stop() {
+	if l.stopping.CompareAndSwap(false, true) {
+		l.wake.notify()
+	}
+}
+
+// Done is closed when Run has returned.
+func (l *Loop) Done() <-chan struct{} { return l.done }
+
+// Shutdown closes the listeners, drains every connection until ctx ends, stops
+// the loop and waits for it. Connections that did not drain in time close with
+// ErrDrainTimeout. Any goroutine but the loop's.
+func (l *Loop) Shutdown(ctx context.Context) error {
+	err := l.closeListeners()
+	deadline := l.Clock() + int64(time.Hour)
+	if d, ok := ctx.Deadline(); ok {
+		deadline = l.Clock() + int64(time.Until(d))
+	}
+	var check func()
+	check = func() {
+		if len(l.conns) == 0 || l.now >= deadline {
+			l.Stop()
+			return
+		}
+		l.At(l.now+int64(time.Millisecond), check)
+	}
+	serr := l.Submit(func() {
+		for c := range l.conns {
+			c.Drain(deadline)
+		}
+		check()
+	})
+	if serr != nil {
+		l.Stop()
+	}
+	if !l.running.Load() {
+		return errors.Join(err, errors.New("netpoll: Shutdown of a loop that is not running"))
+	}
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		l.Stop()
+		<-l.done
+	}
+	return err
+}
