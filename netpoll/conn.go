@@ -21,6 +21,7 @@ type Conn struct {
 	// Context is the embedder's own; the loop never touches it.
 	Context any
 
+	maxMessage  int // the smaller of both ends' limits
 	queuedBytes int // accepted by Send, not yet reported by Endpoint.Sent
 	queuedMsgs  int
 	state       connState
@@ -79,13 +80,17 @@ func (c *Conn) Alloc(n int) (*hugepages.Buf, error) {
 // leaves at the end of the duty cycle, together with others, or at Flush. It
 // never blocks. On error the caller keeps the reference: ErrBackpressure (wait
 // for OnWritable), ErrClosed, ErrMessageTooLarge.
+//
+// The backend may put its header into b's headroom. Others may hold references
+// and read the payload meanwhile, but the same Buf must not be sent again before
+// this send is finished.
 func (c *Conn) Send(b *hugepages.Buf) error {
 	if c.state != connOpen {
 		return ErrClosed
 	}
 	n := b.Len()
-	if n > c.loop.opts.MaxMessageBytes {
-		return fmt.Errorf("%w: %d bytes, limit %d", ErrMessageTooLarge, n, c.loop.opts.MaxMessageBytes)
+	if n > c.maxMessage {
+		return fmt.Errorf("%w: %d bytes, limit %d", ErrMessageTooLarge, n, c.maxMessage)
 	}
 	// A message is accepted while the queue is below its bound, so that one
 	// larger than the bound can still be sent; the queue never holds more than
@@ -175,8 +180,14 @@ type Endpoint struct{ conn Conn }
 // NewEndpoint makes a connection over w. It is not open before Open.
 func NewEndpoint(l *Loop, h Handler, w Wire, t Transport, remote string) *Endpoint {
 	l.nextConnID++
-	return &Endpoint{conn: Conn{id: l.nextConnID, loop: l, handler: h, wire: w, transport: t, remote: remote}}
+	return &Endpoint{conn: Conn{
+		id: l.nextConnID, loop: l, handler: h, wire: w, transport: t, remote: remote, maxMessage: l.opts.MaxMessageBytes,
+	}}
 }
+
+// LimitMessage lowers the largest message that Send takes to what the peer
+// accepts; call it before Open.
+func (e *Endpoint) LimitMessage(bytes int) { e.conn.maxMessage = min(e.conn.maxMessage, bytes) }
 
 // Conn is the connection that handlers see.
 func (e *Endpoint) Conn() *Conn { return &e.conn }
