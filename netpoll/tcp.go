@@ -266,6 +266,12 @@ func (t *TCP) pollEvents(budget int) int {
 		switch {
 		case c.shut:
 			c.linger()
+		case !c.isReading():
+			// Only an error or a reset can have woken a paused connection.
+			if ev.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+				work++
+				c.failSocket()
+			}
 		case c.hotIndex > 0: // read above
 		default:
 			got := c.read()

@@ -203,6 +203,15 @@ func (c *tcpConn) fail(err error) {
 	c.ep.Closed(err)
 }
 
+// failSocket closes the connection with the socket's pending error.
+func (c *tcpConn) failSocket() {
+	errno := unix.ECONNRESET
+	if e, err := unix.GetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_ERROR); err == nil && e != 0 {
+		errno = unix.Errno(e)
+	}
+	c.fail(os.NewSyscallError("read", errno))
+}
+
 // Send implements Wire.
 func (c *tcpConn) Send(b *hugepages.Buf) {
 	binary.BigEndian.PutUint32(b.Prepend(frameHeader), uint32(b.Len()-frameHeader))
