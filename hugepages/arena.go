@@ -56,7 +56,7 @@ func newArena(o ArenaOptions, sys system) (*Arena, error) {
 		best = HugeTLB2M
 	}
 	if best > Ordinary {
-		return nil, fmt.Errorf("hugepages: ArenaOptions.Backing is %v, which is none", best)
+		return nil, fmt.Errorf("hugepages: ArenaOptions.Backing is %v; give HugeTLB1G to Ordinary, or 0 for the default", best)
 	}
 	a := &Arena{sys: sys}
 	if err := a.mapBest(o.Bytes, best); err != nil {

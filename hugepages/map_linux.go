@@ -27,7 +27,7 @@ const (
 func (a *Arena) mapBest(n int, best Backing) error {
 	var why reasons
 	if best > HugeTLB2M {
-		why.add("%s was asked for", best)
+		why.add("asked for %s", best)
 	}
 	if best <= HugeTLB1G && a.mapHugeTLB(n, HugeTLB1G, page1G, mapHuge1G, &why) {
 		return nil
@@ -64,31 +64,35 @@ func (a *Arena) mapHugeTLB(n int, b Backing, pageBytes, flags int, why *reasons)
 		}
 		err = errors.Join(err, a.sys.munmap(p, n))
 	}
-	why.add("MAP_HUGETLB %s: %v: %s", formatBytes(pageBytes), err, a.sys.mendHugeTLB(n, pageBytes))
+	why.add("MAP_HUGETLB %s: %v: %s", formatBytes(pageBytes), err, a.sys.mendHugeTLB(err, n, pageBytes))
 	return false
 }
 
-// mendHugeTLB says what the kernel's pool of huge pages lacks for n bytes.
-func (s system) mendHugeTLB(n, pageBytes int) string {
+// mendHugeTLB says why mapping n bytes of explicit huge pages failed with err.
+func (s system) mendHugeTLB(err error, n, pageBytes int) string {
 	dir := fmt.Sprintf("/sys/kernel/mm/hugepages/hugepages-%dkB/", pageBytes>>10)
-	total, err := s.readInt(dir + "nr_hugepages")
-	if err != nil {
-		return fmt.Sprintf("this kernel offers no huge pages of %s (%v)", formatBytes(pageBytes), err)
+	total, missing := s.readInt(dir + "nr_hugepages")
+	if missing != nil {
+		return fmt.Sprintf("this kernel offers no huge pages of %s (%v)", formatBytes(pageBytes), missing)
 	}
 	free, _ := s.readInt(dir + "free_hugepages")
 	reserved, _ := s.readInt(dir + "resv_hugepages")
 	need, free := n/pageBytes, max(0, free-reserved)
+	if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.EFAULT) {
+		// Measured: qemu-user refuses MAP_HUGETLB with EINVAL whatever the host has.
+		return "the kernel, an emulator or a seccomp filter refuses the flag itself"
+	}
 	if free >= need {
-		return fmt.Sprintf("%d of %d pages free, but not for this process; see its cgroup's hugetlb limit and cpuset.mems", free, need)
+		return fmt.Sprintf("%d pages free of %d needed, but not for this process; see its cgroup's hugetlb limit and cpuset.mems", free, need)
 	}
 	knob := dir + "nr_hugepages"
 	if pageBytes == page2M {
 		knob = "/proc/sys/vm/nr_hugepages"
-		if size, err := s.readInt("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"); err == nil && size != page2M {
+		if size, err := s.readInt(thpDir + "hpage_pmd_size"); err == nil && size != page2M {
 			knob = dir + "nr_hugepages" // the default size of /proc/sys/vm is another on this machine
 		}
 	}
-	return fmt.Sprintf("%d of %d pages free; echo %d > %s", free, need, total+need-free, knob)
+	return fmt.Sprintf("%d pages free of %d needed; echo %d > %s", free, need, total+need-free, knob)
 }
 
 // mapTransparent maps memory aligned to the transparent huge page and asks for
