@@ -1,0 +1,393 @@
+package memif
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+// Role is an end's role in the protocol.
+type Role uint8
+
+const (
+	// Server owns the socket and joins the client's memory.
+	Server Role = iota
+	// Client connects to the socket and makes the memory.
+	Client
+)
+
+// Port is one end of a connected interface; a dpdk.Port. Its frames are the
+// shared memory itself, nothing is copied. Frames must be transmitted in the
+// order in which AllocBurst gave them.
+//
+// When the peer is gone, bursts simply find nothing and Gone is closed.
+type Port struct {
+	role Role
+	cfg  Config
+	peer string
+	ctl  control
+
+	regions          []*region
+	tx, rx           ring
+	txEvent, rxEvent int
+	txBuffers        []byte // client: the buffer of each slot
+	rxBuffers        []byte
+
+	txNext, txSent uint16 // next slot to hand out, next slot to publish
+	txVoid         []bool // slots handed out, given back, and still in front of others
+	rxNext         uint16 // next slot to look at
+	rxFreed        uint16 // slots before it were given back
+	rxHead         uint16 // client: slots before it are on offer
+	rxDone         []bool // slots given back out of order
+	rxHeld         int    // frames that the caller holds
+	armed          bool
+	broken         bool // the peer broke the protocol: bursts find nothing
+
+	gone    chan struct{}
+	goneErr error
+	watcher sync.WaitGroup
+	closing atomic.Bool
+	stats   Stats
+}
+
+var _ dpdk.Port = (*Port)(nil)
+
+// Stats counts what a port did. Owner's goroutine only.
+type Stats struct {
+	RxFrames, TxFrames uint64
+	RxBursts, TxBursts uint64 // bursts that moved frames
+	Kicks              uint64 // system calls to wake the peer
+	BadDescriptors     uint64 // received descriptors that were dropped
+	PeerLies           uint64 // indices or buffers of the peer outside the rings or regions
+}
+
+// rxHandle marks received frames, so that FreeBurst knows the ring.
+const rxHandle = 1 << 32
+
+func (p *Port) start() {
+	p.txVoid = make([]bool, p.tx.slots)
+	p.rxDone = make([]bool, p.rx.slots)
+	p.gone = make(chan struct{})
+	p.watcher.Add(1)
+	go p.watch()
+}
+
+// watch waits for the end of the control socket. It touches no shared memory:
+// that is the owner's.
+func (p *Port) watch() {
+	defer p.watcher.Done()
+	for {
+		m, fd, err := p.ctl.recv()
+		closeFD(fd)
+		if err == nil && m.kind() == typeDisconnect {
+			err = fmt.Errorf("memif: the peer disconnected: %s", disconnectReason(m))
+		}
+		if err == nil {
+			continue
+		}
+		p.goneErr = err
+		close(p.gone)
+		one := [8]byte{1}
+		_, _ = unix.Write(p.rxEvent, one[:]) // ends the owner's sleep
+		return
+	}
+}
+
+// Gone is closed when the peer closed the port, exited or was killed. Any
+// goroutine.
+func (p *Port) Gone() <-chan struct{} { return p.gone }
+
+// Err says how the peer went; nil before Gone is closed. Any goroutine.
+func (p *Port) Err() error {
+	select {
+	case <-p.gone:
+		return p.goneErr
+	default:
+		return nil
+	}
+}
+
+// Peer is the name that the peer gave itself.
+func (p *Port) Peer() string { return p.peer }
+
+// Stats returns the counters.
+func (p *Port) Stats() Stats { return p.stats }
+
+// Info implements dpdk.Port.
+func (p *Port) Info() dpdk.PortInfo {
+	mac := net.HardwareAddr{2, 'm', 'r', 0, 0, byte(p.role)} // locally administered
+	return dpdk.PortInfo{
+		Name: "memif", Driver: "memif (pure Go)", MAC: mac, MTU: p.cfg.BufferBytes - 14, Ring: p.tx.slots, FD: p.rxEvent,
+	}
+}
+
+// distrust ends the use of a peer that breaks the protocol.
+func (p *Port) distrust() {
+	p.broken = true
+	p.stats.PeerLies++
+}
+
+// AllocBurst implements dpdk.Port.
+func (p *Port) AllocBurst(frames []dpdk.Frame) int {
+	if p.broken {
+		return 0
+	}
+	n := min(len(frames), p.txRoom())
+	for i := range n {
+		data := p.txBuffer(p.txNext)
+		if data == nil {
+			return i
+		}
+		frames[i] = dpdk.Frame{Data: data, Handle: uint64(p.txNext)}
+		p.txNext++
+	}
+	return n
+}
+
+// txRoom is how many more slots can be handed out.
+func (p *Port) txRoom() int {
+	if p.role == Client {
+		unread := p.txSent - p.tx.tail()
+		if int(unread) > p.tx.slots {
+			p.distrust()
+			return 0
+		}
+		return p.tx.slots - int(unread) - int(p.txNext-p.txSent)
+	}
+	offered := p.tx.head() - p.txSent
+	if int(offered) > p.tx.slots {
+		p.distrust()
+		return 0
+	}
+	return int(offered) - int(p.txNext-p.txSent)
+}
+
+// txBuffer is the buffer of slot i to write into; nil if the peer lied about it.
+func (p *Port) txBuffer(i uint16) []byte {
+	if p.role == Client {
+		at := int(i&p.tx.mask) * p.cfg.BufferBytes
+		return p.txBuffers[at : at+p.cfg.BufferBytes : at+p.cfg.BufferBytes]
+	}
+	b := p.inRegion(p.tx.read(i))
+	if b == nil {
+		p.distrust()
+	}
+	return b
+}
+
+// inRegion is the memory that d names, nil if it is not wholly inside a region.
+func (p *Port) inRegion(d descriptor) []byte {
+	if int(d.region) >= len(p.regions) {
+		return nil
+	}
+	mem := p.regions[d.region].mem
+	end := uint64(d.offset) + uint64(d.length)
+	if end > uint64(len(mem)) {
+		return nil
+	}
+	return mem[d.offset:end:end]
+}
+
+// TxBurst implements dpdk.Port.
+func (p *Port) TxBurst(frames []dpdk.Frame) int {
+	if len(frames) == 0 {
+		return 0
+	}
+	at := p.txSent
+	for i := range frames {
+		for p.txVoid[at&p.tx.mask] {
+			p.txVoid[at&p.tx.mask] = false
+			p.publish(at, 0)
+			at++
+		}
+		if frames[i].Handle != uint64(at) {
+			panic("memif: TxBurst of a frame out of the order of AllocBurst, or not allocated")
+		}
+		p.publish(at, uint32(frames[i].Len))
+		at++
+	}
+	n := at - p.txSent
+	p.txSent = at
+	if p.role == Client {
+		p.tx.advanceHead(n)
+	} else {
+		p.tx.setTail(at)
+	}
+	p.stats.TxFrames += uint64(len(frames))
+	p.stats.TxBursts++
+	if p.tx.wantsInterrupt() {
+		p.stats.Kicks++
+		one := [8]byte{1}
+		_, _ = unix.Write(p.txEvent, one[:]) // fails only when a kick is pending already
+	}
+	return len(frames)
+}
+
+// publish writes the descriptor of slot i, which becomes visible with the index.
+func (p *Port) publish(i uint16, n uint32) {
+	if p.role == Client {
+		p.tx.write(i, descriptor{offset: uint32(buffersOffset(p.tx.slots) + int(i&p.tx.mask)*p.cfg.BufferBytes), length: n})
+		return
+	}
+	p.tx.setLength(i, n)
+}
+
+// buffersOffset is where the buffers begin in the client's region, after both
+// rings; the transmit buffers come first.
+func buffersOffset(slots int) int { return (2*ringBytes(slots) + 63) &^ 63 }
+
+// RxBurst implements dpdk.Port.
+func (p *Port) RxBurst(frames []dpdk.Frame) int {
+	if p.broken {
+		return 0
+	}
+	if p.armed {
+		p.disarm()
+	}
+	got := 0
+	for avail := p.rxAvailable(); avail > 0 && got < len(frames); avail-- {
+		i := p.rxNext
+		p.rxNext++
+		data, n := p.rxFrame(i)
+		if data == nil {
+			p.stats.BadDescriptors++
+			p.giveBack(i)
+			continue
+		}
+		frames[got] = dpdk.Frame{Data: data, Len: n, Handle: rxHandle | uint64(i)}
+		got++
+	}
+	if got > 0 {
+		p.rxHeld += got
+		p.stats.RxFrames += uint64(got)
+		p.stats.RxBursts++
+	}
+	p.publishFreed()
+	return got
+}
+
+func (p *Port) rxAvailable() int {
+	var avail, most uint16
+	if p.role == Client {
+		avail, most = p.rx.tail()-p.rxNext, p.rxHead-p.rxNext
+	} else {
+		avail, most = p.rx.head()-p.rxNext, uint16(p.rx.slots)-(p.rxNext-p.rxFreed)
+	}
+	if avail > most {
+		p.distrust()
+		return 0
+	}
+	return int(avail)
+}
+
+// rxFrame is the received frame in slot i, nil if its descriptor is no good.
+func (p *Port) rxFrame(i uint16) ([]byte, int) {
+	d := p.rx.read(i)
+	if d.flags&descFlagNext != 0 || d.length == 0 {
+		return nil, 0
+	}
+	if p.role == Server {
+		b := p.inRegion(d)
+		return b, len(b)
+	}
+	if int(d.length) > p.cfg.BufferBytes {
+		return nil, 0
+	}
+	at := int(i&p.rx.mask) * p.cfg.BufferBytes
+	return p.rxBuffers[at : at+p.cfg.BufferBytes : at+p.cfg.BufferBytes], int(d.length)
+}
+
+// FreeBurst implements dpdk.Port.
+func (p *Port) FreeBurst(frames []dpdk.Frame) {
+	for k := len(frames) - 1; k >= 0; k-- { // newest first: then transmit slots just rewind
+		i := uint16(frames[k].Handle)
+		if frames[k].Handle&rxHandle != 0 {
+			p.rxHeld--
+			p.giveBack(i)
+			continue
+		}
+		p.txVoid[i&p.tx.mask] = true
+		for p.txNext != p.txSent && p.txVoid[(p.txNext-1)&p.tx.mask] {
+			p.txNext--
+			p.txVoid[p.txNext&p.tx.mask] = false
+		}
+	}
+	p.publishFreed()
+}
+
+func (p *Port) giveBack(i uint16) { p.rxDone[i&p.rx.mask] = true }
+
+// publishFreed lets the peer reuse the received slots that are done, in order.
+func (p *Port) publishFreed() {
+	n := uint16(0)
+	for p.rxFreed+n != p.rxNext && p.rxDone[(p.rxFreed+n)&p.rx.mask] {
+		p.rxDone[(p.rxFreed+n)&p.rx.mask] = false
+		if p.role == Client {
+			p.rx.setLength(p.rxFreed+n, uint32(p.cfg.BufferBytes)) // the room on offer
+		}
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	p.rxFreed += n
+	if p.role == Client {
+		p.rxHead += n
+		p.rx.advanceHead(n)
+	} else {
+		p.rx.setTail(p.rxFreed)
+	}
+}
+
+// Arm asks the peer for a kick with the next packet, on Info().FD, and reports
+// whether the port is idle: false means that packets wait already, or that the
+// peer is gone. The next RxBurst ends it.
+func (p *Port) Arm() (idle bool) {
+	if !p.armed {
+		p.armed = true
+		p.rx.unmaskInterrupt()
+	}
+	return p.broken || p.rxAvailable() == 0
+}
+
+func (p *Port) disarm() {
+	p.armed = false
+	p.rx.maskInterrupt()
+	var buf [8]byte
+	_, _ = unix.Read(p.rxEvent, buf[:]) // EAGAIN if there was no kick
+}
+
+// Close disconnects and unmaps the memory: all frames become invalid. Closing
+// again does nothing.
+func (p *Port) Close() error {
+	if p.closing.Swap(true) {
+		return nil
+	}
+	var err error
+	if p.rxHeld > 0 {
+		err = fmt.Errorf("memif: port closed with %d received frames not given back", p.rxHeld)
+	}
+	_ = p.ctl.send(disconnect("closed"), -1) // fails if the peer is gone, which is fine
+	return errors.Join(err, p.release())
+}
+
+// release frees everything; also after a failed handshake.
+func (p *Port) release() error {
+	err := p.ctl.c.Close()
+	p.watcher.Wait()
+	for _, r := range p.regions {
+		r.close()
+	}
+	p.regions = nil
+	p.broken = true
+	closeFD(p.txEvent)
+	closeFD(p.rxEvent)
+	p.txEvent, p.rxEvent = -1, -1
+	return err
+}

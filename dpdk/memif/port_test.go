@@ -1,0 +1,509 @@
+package memif
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func testCtx(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// pair is a server and a client connected over a socket in a temporary folder.
+func pair(t testing.TB, cfg Config) (server, client *Port) {
+	t.Helper()
+	ln, err := Listen(filepath.Join(t.TempDir(), "s"), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	type result struct {
+		p   *Port
+		err error
+	}
+	ch := make(chan result, 1)
+	ctx := testCtx(t)
+	go func() {
+		p, err := ln.Accept(ctx)
+		ch <- result{p, err}
+	}()
+	client, err = Connect(ctx, ln.Path(), cfg)
+	r := <-ch
+	if err != nil || r.err != nil {
+		t.Fatal(err, r.err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(client.Close(), r.p.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return r.p, client
+}
+
+func send(p *Port, data []byte) bool {
+	var f [1]dpdk.Frame
+	if p.AllocBurst(f[:]) == 0 {
+		return false
+	}
+	f[0].Len = copy(f[0].Data, data)
+	return p.TxBurst(f[:]) == 1
+}
+
+func TestBothWaysAcrossRingWraps(t *testing.T) {
+	for _, dir := range []string{"client to server", "server to client"} {
+		t.Run(dir, func(t *testing.T) {
+			s, c := pair(t, Config{RingLog2: 4, BufferBytes: 256})
+			from, to := c, s
+			if dir == "server to client" {
+				from, to = s, c
+			}
+			rng := rand.New(rand.NewPCG(7, 7))
+			const total = 100_000 // the 16-bit indices wrap
+			var tx, rx [32]dpdk.Frame
+			sent, got := 0, 0
+			for got < total {
+				n := from.AllocBurst(tx[:1+rng.IntN(len(tx))])
+				use := min(n, total-sent)
+				if use > 0 && rng.IntN(4) == 0 {
+					use = rng.IntN(use + 1)
+				}
+				for i := range use {
+					size := 9 + rng.IntN(200)
+					binary.LittleEndian.PutUint64(tx[i].Data, uint64(sent+i))
+					tx[i].Len = size
+					tx[i].Data[size-1] = byte(sent + i)
+				}
+				from.FreeBurst(tx[use:n])
+				if k := from.TxBurst(tx[:use]); k != use {
+					t.Fatalf("sent %d of %d allocated frames", k, use)
+				}
+				sent += use
+				k := to.RxBurst(rx[:1+rng.IntN(len(rx))])
+				for i := range k {
+					f := rx[i]
+					if v := binary.LittleEndian.Uint64(f.Data); v != uint64(got) || f.Data[f.Len-1] != byte(got) {
+						t.Fatalf("frame %d: got %d", got, v)
+					}
+					got++
+				}
+				rng.Shuffle(k, func(a, b int) { rx[a], rx[b] = rx[b], rx[a] }) // freed in any order
+				to.FreeBurst(rx[:k])
+			}
+			if bad := to.Stats().BadDescriptors + to.Stats().PeerLies + from.Stats().PeerLies; bad != 0 {
+				t.Errorf("%d protocol errors between two good ends", bad)
+			}
+		})
+	}
+}
+
+func TestFullRingRefuses(t *testing.T) {
+	s, c := pair(t, Config{RingLog2: 3, BufferBytes: 128})
+	for _, p := range []*Port{s, c} {
+		n := 0
+		for send(p, []byte("x")) {
+			if n++; n > 8 {
+				t.Fatal("a ring of 8 took more")
+			}
+		}
+		if n != 8 {
+			t.Fatalf("took %d of 8", n)
+		}
+	}
+	var rx [1]dpdk.Frame
+	if s.RxBurst(rx[:]) != 1 {
+		t.Fatal("nothing received")
+	}
+	if send(c, []byte("y")) {
+		t.Fatal("a slot whose frame the receiver still holds was reused")
+	}
+	s.FreeBurst(rx[:])
+	if !send(c, []byte("y")) {
+		t.Fatal("a freed slot was not reusable")
+	}
+}
+
+// A frame that is given back in front of others still to be sent must not hold
+// them up, and the peer must not see it.
+func TestVoidedFrame(t *testing.T) {
+	s, c := pair(t, Config{RingLog2: 3, BufferBytes: 128})
+	for _, dir := range [][2]*Port{{s, c}, {c, s}} {
+		for round := range 20 {
+			var f [3]dpdk.Frame
+			if dir[0].AllocBurst(f[:]) != 3 {
+				t.Fatal("alloc")
+			}
+			dir[0].FreeBurst(f[:1])
+			f[1].Len = copy(f[1].Data, "kept")
+			f[2].Len = copy(f[2].Data, "also")
+			dir[0].TxBurst(f[1:])
+			var rx [4]dpdk.Frame
+			n := dir[1].RxBurst(rx[:])
+			if n != 2 || string(rx[0].Data[:rx[0].Len]) != "kept" || string(rx[1].Data[:rx[1].Len]) != "also" {
+				t.Fatalf("round %d: %d frames", round, n)
+			}
+			dir[1].FreeBurst(rx[:n])
+		}
+	}
+}
+
+// readable reports whether fd is readable within d.
+func readable(t *testing.T, fd int, d time.Duration) bool {
+	t.Helper()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(d.Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n == 1
+	}
+}
+
+func TestKickOnlyWhenArmed(t *testing.T) {
+	s, c := pair(t, Config{})
+	for _, dir := range [][2]*Port{{s, c}, {c, s}} {
+		from, to := dir[0], dir[1]
+		var rx [4]dpdk.Frame
+		send(from, []byte("a"))
+		if from.Stats().Kicks != 0 {
+			t.Fatal("kicked a polling peer")
+		}
+		if to.Arm() {
+			t.Fatal("armed over a waiting frame and called it idle")
+		}
+		to.FreeBurst(rx[:to.RxBurst(rx[:])])
+		if !to.Arm() {
+			t.Fatal("not idle with an empty ring")
+		}
+		if readable(t, to.Info().FD, 0) {
+			t.Fatal("readable without a kick")
+		}
+		send(from, []byte("b"))
+		if !readable(t, to.Info().FD, 5*time.Second) {
+			t.Fatal("no kick for an armed peer")
+		}
+		to.FreeBurst(rx[:to.RxBurst(rx[:])])
+		if readable(t, to.Info().FD, 0) {
+			t.Fatal("the kick was not taken back")
+		}
+		send(from, []byte("c"))
+		to.FreeBurst(rx[:to.RxBurst(rx[:])])
+		if from.Stats().Kicks != 1 {
+			t.Fatalf("%d kicks, want 1", from.Stats().Kicks)
+		}
+	}
+}
+
+// No packet may lie in the ring of a sleeper.
+func TestSleepNeverMissesAPacket(t *testing.T) {
+	s, c := pair(t, Config{RingLog2: 4, BufferBytes: 128})
+	const n = 20_000
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		var rx [4]dpdk.Frame
+		for got := 0; got < n; {
+			k := s.RxBurst(rx[:])
+			s.FreeBurst(rx[:k])
+			if got += k; k == 0 && s.Arm() && !readable(t, s.Info().FD, 5*time.Second) {
+				t.Errorf("slept through packet %d", got)
+				return
+			}
+		}
+	}()
+	for i := 0; i < n; {
+		if send(c, []byte("ping")) {
+			i++
+			if i%7 == 0 {
+				time.Sleep(time.Microsecond)
+			}
+		} else {
+			time.Sleep(time.Microsecond)
+		}
+		select {
+		case <-done:
+			if i < n {
+				t.Fatal("receiver ended early")
+			}
+		default:
+		}
+	}
+	<-done
+}
+
+func TestPeerGone(t *testing.T) {
+	s, c := pair(t, Config{})
+	send(c, []byte("last words"))
+	s.Arm()
+	var rx [4]dpdk.Frame
+	s.FreeBurst(rx[:s.RxBurst(rx[:])])
+	s.Arm()
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-s.Gone():
+	case <-time.After(5 * time.Second):
+		t.Fatal("the end of the peer went unnoticed")
+	}
+	if s.Err() == nil || !strings.Contains(s.Err().Error(), "disconnected: closed") {
+		t.Errorf("reason %v", s.Err())
+	}
+	if !readable(t, s.Info().FD, 5*time.Second) {
+		t.Error("a sleeping owner was not woken")
+	}
+	for range 1000 { // the mapping is still there
+		send(s, []byte("into the void"))
+		s.RxBurst(rx[:])
+	}
+}
+
+// Whatever a client writes into the shared rings, the server only drops and
+// counts.
+func TestLyingPeer(t *testing.T) {
+	lie := map[string]func(*Port){
+		"region":      func(c *Port) { c.tx.write(0, descriptor{region: 9, length: 10}); c.tx.advanceHead(1) },
+		"offset":      func(c *Port) { c.tx.write(0, descriptor{offset: 1<<32 - 1, length: 1<<32 - 1}); c.tx.advanceHead(1) },
+		"chain":       func(c *Port) { c.tx.write(0, descriptor{flags: descFlagNext, length: 10}); c.tx.advanceHead(1) },
+		"empty":       func(c *Port) { c.tx.write(0, descriptor{}); c.tx.advanceHead(1) },
+		"head":        func(c *Port) { c.tx.advanceHead(40_000) },
+		"offer":       func(c *Port) { c.rx.advanceHead(40_000) },
+		"offer where": func(c *Port) { c.rx.write(0, descriptor{region: 3, length: 1 << 20}) },
+	}
+	for name, f := range lie {
+		t.Run(name, func(t *testing.T) {
+			s, c := pair(t, Config{})
+			f(c)
+			var rx, tx [8]dpdk.Frame
+			if n := s.RxBurst(rx[:]); n != 0 {
+				t.Fatalf("%d frames out of a lie", n)
+			}
+			s.AllocBurst(tx[:])
+			if st := s.Stats(); st.BadDescriptors+st.PeerLies == 0 {
+				t.Error("not counted")
+			}
+		})
+	}
+	t.Run("server's tail", func(t *testing.T) {
+		s, c := pair(t, Config{})
+		s.tx.setTail(40_000)
+		var rx [8]dpdk.Frame
+		if c.RxBurst(rx[:]) != 0 || c.Stats().PeerLies == 0 {
+			t.Error("believed")
+		}
+		s, c = pair(t, Config{})
+		s.rx.setTail(40_000)
+		if c.AllocBurst(rx[:]) != 0 || c.Stats().PeerLies == 0 {
+			t.Error("believed")
+		}
+	})
+	t.Run("server's length", func(t *testing.T) {
+		s, c := pair(t, Config{})
+		s.tx.setLength(0, 1<<31)
+		s.tx.setTail(1)
+		var rx [8]dpdk.Frame
+		if c.RxBurst(rx[:]) != 0 || c.Stats().BadDescriptors != 1 {
+			t.Error("believed")
+		}
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	t.Run("secret", func(t *testing.T) {
+		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{Secret: "right"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		go ln.Accept(testCtx(t))
+		_, err = Connect(testCtx(t), ln.Path(), Config{Secret: "wrong"})
+		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "incorrect secret") {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("no server", func(t *testing.T) {
+		if _, err := Connect(testCtx(t), filepath.Join(t.TempDir(), "none"), Config{}); err == nil || !strings.Contains(err.Error(), "is the server running") {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("path taken", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "s")
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Listen(path, Config{}); err == nil || !strings.Contains(err.Error(), "must be new") {
+			t.Fatalf("got %v", err)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		defer cancel()
+		if _, err := ln.Accept(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("Accept: %v", err)
+		}
+		// A server that accepts and says nothing.
+		ctx, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
+		defer cancel()
+		if _, err := Connect(ctx, ln.Path(), Config{}); err == nil || !strings.Contains(err.Error(), "did not answer") {
+			t.Fatalf("Connect: %v", err)
+		}
+	})
+	for _, cfg := range []Config{{RingLog2: 15}, {BufferBytes: 10}, {BufferBytes: 1 << 20}, {Name: strings.Repeat("n", 40)}, {Secret: strings.Repeat("s", 40)}} {
+		if _, err := Listen(filepath.Join(t.TempDir(), "s"), cfg); err == nil {
+			t.Errorf("accepted %+v", cfg)
+		}
+	}
+}
+
+// FuzzServerHandshake plays arbitrary control messages to a server. Descriptors
+// go along where the first byte of a message's tail says so.
+func FuzzServerHandshake(f *testing.F) {
+	seed := func(ms ...*message) {
+		var all []byte
+		for _, m := range ms {
+			all = append(all, m[:]...)
+		}
+		f.Add(all)
+	}
+	ini := initialize{version: protocolVersion, name: "fuzz"}.encode()
+	reg := addRegion{size: 1 << 16}.encode()
+	reg[messageBytes-1] = 1
+	s2m := addRing{flags: ringFlagClientToServer, log2: 4}.encode()
+	s2m[messageBytes-1] = 1
+	m2s := addRing{offset: 4096, log2: 4}.encode()
+	m2s[messageBytes-1] = 1
+	seed(ini, reg, s2m, m2s, named(typeConnect, "fuzz"))
+	seed(ini, reg, named(typeConnect, "fuzz"))
+	seed(disconnect("bye"))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		nc, err := net.Dial("unixpacket", ln.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := newRegion(1 << 16)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			k := control{nc.(*net.UnixConn)}
+			for len(stream) > 0 {
+				n := min(messageBytes, len(stream))
+				var oob []byte
+				if n == messageBytes && stream[n-1]&1 == 1 {
+					oob = unix.UnixRights(r.fd)
+				}
+				if _, _, err := k.c.WriteMsgUnix(stream[:n], oob, nil); err != nil {
+					break
+				}
+				stream = stream[n:]
+			}
+			_ = k.c.CloseWrite()
+		}()
+		p, err := ln.Accept(testCtx(t))
+		if err == nil {
+			var frames [16]dpdk.Frame
+			p.FreeBurst(frames[:p.RxBurst(frames[:])])
+			n := p.AllocBurst(frames[:])
+			for i := range n {
+				frames[i].Len = len(frames[i].Data)
+			}
+			p.TxBurst(frames[:n])
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		nc.Close()
+		r.close()
+	})
+}
+
+func TestMessagesRoundTrip(t *testing.T) {
+	h := hello{name: "n", minVersion: 1, maxVersion: 2, maxRegion: 3, maxM2S: 4, maxS2M: 5, maxLog2Ring: 6}
+	if got := decodeHello(h.encode()); got != h {
+		t.Errorf("%+v", got)
+	}
+	i := initialize{version: 512, id: 7, mode: 1, secret: "s", name: "n"}
+	if got := decodeInit(i.encode()); got != i {
+		t.Errorf("%+v", got)
+	}
+	a := addRegion{index: 3, size: 1 << 40}
+	if got := decodeAddRegion(a.encode()); got != a {
+		t.Errorf("%+v", got)
+	}
+	g := addRing{flags: 1, index: 2, region: 3, offset: 4, log2: 5}
+	if got := decodeAddRing(g.encode()); got != g {
+		t.Errorf("%+v", got)
+	}
+	// Layout, from memif.h: type at 0, name at 2, versions at 34 and 36.
+	if m := h.encode(); !bytes.Equal(m[:4], []byte{2, 0, 'n', 0}) || m[34] != 1 || m[36] != 2 || m[44] != 6 {
+		t.Errorf("hello layout % x", m[:48])
+	}
+}
+
+func BenchmarkPingPong(b *testing.B) {
+	s, c := pair(b, Config{})
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var rx, tx [8]dpdk.Frame
+		for spins := 0; ; spins++ {
+			if n := s.RxBurst(rx[:]); n > 0 {
+				s.FreeBurst(rx[:n])
+				s.AllocBurst(tx[:n])
+				for i := range n {
+					tx[i].Len = 128
+				}
+				s.TxBurst(tx[:n])
+			} else if spins&0xffff == 0 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}
+	}()
+	var rx, tx [1]dpdk.Frame
+	b.ReportAllocs()
+	for b.Loop() {
+		c.AllocBurst(tx[:])
+		tx[0].Len = 128
+		c.TxBurst(tx[:])
+		for c.RxBurst(rx[:]) == 0 {
+		}
+		c.FreeBurst(rx[:])
+	}
+	close(stop)
+	<-done
+}

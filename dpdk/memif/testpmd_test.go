@@ -1,0 +1,148 @@
+package memif
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+// lockedBuffer collects the output of a process that is still running.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// testpmd starts DPDK's own packet forwarder on a net_memif port: it sends back
+// every frame with its addresses swapped.
+func testpmd(t *testing.T, role, socket string) *lockedBuffer {
+	t.Helper()
+	bin, err := exec.LookPath("dpdk-testpmd")
+	if err != nil {
+		t.Skip("dpdk-testpmd is not installed (apt-get install dpdk-dev)")
+	}
+	cmd := exec.Command(bin, "--no-huge", "--no-shconf", "--no-pci", "--no-telemetry", "-m", "128", "--lcores", "0@0,1@(0-1)",
+		"--vdev", fmt.Sprintf("net_memif0,role=%s,socket=%s,socket-abstract=no,bsize=2048,rsize=8", role, socket),
+		"--", "--auto-start", "--forward-mode=macswap", "--port-topology=loop", "--total-num-mbufs=4096", "--burst=32")
+	stdin, err := cmd.StdinPipe() // testpmd runs until Enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out lockedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		timer.Stop()
+		if t.Failed() {
+			t.Logf("testpmd said:\n%s", out.String())
+		}
+	})
+	return &out
+}
+
+// exchange sends frames and checks that they come back in order.
+func exchange(t *testing.T, p *Port) {
+	t.Helper()
+	const total = 20_000
+	var tx, rx [16]dpdk.Frame
+	deadline := time.Now().Add(20 * time.Second)
+	sent, got := 0, 0
+	for got < total {
+		// No more in flight than either ring holds: testpmd drops what it cannot send.
+		if sent-got < 64 && sent < total {
+			n := p.AllocBurst(tx[:])
+			for i := range n {
+				d := tx[i].Data
+				clear(d[:128])
+				copy(d, "\x02aaaaa\x02bbbbb\x88\xb5")
+				binary.LittleEndian.PutUint64(d[14:], uint64(sent))
+				tx[i].Len = 64 + sent%64
+				sent++
+			}
+			p.TxBurst(tx[:n])
+		}
+		n := p.RxBurst(rx[:])
+		for i := range n {
+			f := rx[i]
+			if v := binary.LittleEndian.Uint64(f.Data[14:]); v != uint64(got) || f.Len != 64+got%64 || string(f.Data[:6]) != "\x02bbbbb" {
+				t.Fatalf("frame %d: number %d, %d bytes, to % x", got, v, f.Len, f.Data[:6])
+			}
+			got++
+		}
+		p.FreeBurst(rx[:n])
+		if n == 0 && time.Now().After(deadline) {
+			t.Fatalf("%d of %d frames came back (sent %d); peer: %v", got, total, sent, p.Err())
+		}
+	}
+	if st := p.Stats(); st.BadDescriptors+st.PeerLies > 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestClientAgainstTestpmd(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	testpmd(t, "server", socket)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("testpmd made no socket")
+		}
+	}
+	var p *Port
+	var err error
+	for range 100 { // testpmd refuses until its port is started
+		if p, err = Connect(testCtx(t), socket, Config{Name: "millrace", RingLog2: 8, BufferBytes: 2048}); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exchange(t, p)
+}
+
+func TestServerAgainstTestpmd(t *testing.T) {
+	ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{Name: "millrace"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	testpmd(t, "client", ln.Path())
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	p, err := ln.Accept(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	exchange(t, p)
+}
