@@ -10,7 +10,7 @@ build=(gcc libc6-dev pkg-config libdpdk-dev)
 case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;
-test) wanted=("${build[@]}" iproute2 qemu-user-static) ;;
+test) wanted=("${build[@]}" dpdk-dev iproute2 qemu-user-static) ;;
 *)
 	echo "usage: scripts/deps.sh build|bench|test" >&2
 	exit 2
@@ -21,6 +21,7 @@ purpose() {
 	case "$1" in
 	libdpdk-dev | pkg-config) echo "ports of libdpdk" ;;
 	gcc | libc6-dev) echo "race detector, ports of libdpdk" ;;
+	dpdk-dev) echo "tests against dpdk-testpmd" ;;
 	iproute2) echo "the bench between two network namespaces" ;;
 	qemu-user-static) echo "arm64 tests" ;;
 	esac
