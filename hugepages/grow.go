@@ -84,14 +84,14 @@ func (p *Pool) reclaim() bool {
 			worth[ch.class] = ch.unused() == len(ch.bufs)
 		}
 	}
-	any := false
+	freed := false
 	for c, w := range worth {
 		if w {
 			p.detach(c)
-			any = p.reattach(c) || any
+			freed = p.reattach(c) || freed
 		}
 	}
-	return any
+	return freed
 }
 
 // detach takes all free slots of class c off its stack and counts them in their
@@ -112,14 +112,14 @@ func (p *Pool) detach(c int) {
 
 // reattach undoes detach, except that chunks with every slot free go back to the
 // arena. It tells whether there were any.
-func (p *Pool) reattach(c int) bool {
-	cl, any := &p.classes[c], false
+func (p *Pool) reattach(c int) (freed bool) {
+	cl := &p.classes[c]
 	for i := cl.detached; i != 0; {
 		b := p.node(i - 1)
 		i = b.next.Load()
 		if ch := p.chunks[b.index>>slotBits].Load(); ch.detached == len(ch.bufs) {
 			b.checkMangled()
-			any = true
+			freed = true
 		} else {
 			p.push(b)
 		}
@@ -137,7 +137,7 @@ func (p *Pool) reattach(c int) bool {
 		}
 		ch.detached = 0
 	}
-	return any
+	return freed
 }
 
 // close gives all chunks back to the arena and makes Get answer ErrClosed. If
