@@ -1,0 +1,86 @@
+package bootstrap
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/millrace/millrace/netpoll"
+)
+
+// StepTimeout bounds each step of the exchange: the other side's set-up of a
+// device included, which takes tens of milliseconds at worst.
+const StepTimeout = 5 * time.Second
+
+// Send writes m within StepTimeout.
+func Send(c net.Conn, m Message) error {
+	b, err := Append(nil, m)
+	if err != nil {
+		return err
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(StepTimeout)); err != nil {
+		return err
+	}
+	if _, err := c.Write(b); err != nil {
+		return fmt.Errorf("rdma: bootstrap with %s: sending %v: %w", c.RemoteAddr(), m.kind(), err)
+	}
+	return nil
+}
+
+// Receive reads the next frame within StepTimeout. A Refusal becomes the error
+// that carries its reason.
+func Receive(c net.Conn) (Message, error) {
+	if err := c.SetReadDeadline(time.Now().Add(StepTimeout)); err != nil {
+		return nil, err
+	}
+	m, err := Read(c)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: the peer closed in the middle of the bootstrap: it died, or is not a millrace peer", netpoll.ErrProtocol)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("rdma: bootstrap with %s: %w", c.RemoteAddr(), err)
+	}
+	if r, ok := m.(*Refusal); ok {
+		return nil, fmt.Errorf("rdma: %s refused the connection: %s", c.RemoteAddr(), r.Reason)
+	}
+	return m, nil
+}
+
+// Expect is Receive of one kind of message.
+func Expect[M Message](c net.Conn) (want M, err error) {
+	m, err := Receive(c)
+	if err != nil {
+		return want, err
+	}
+	got, ok := m.(M)
+	if !ok {
+		return want, Unexpected(c, m)
+	}
+	return got, nil
+}
+
+// Unexpected is the error for a message out of turn.
+func Unexpected(c net.Conn, m Message) error {
+	return fmt.Errorf("%w: rdma: bootstrap with %s: unexpected %v", netpoll.ErrProtocol, c.RemoteAddr(), m.kind())
+}
+
+// Refuse tells the peer why, as far as it listens; c is closed afterwards by the
+// caller.
+func Refuse(c net.Conn, reason error) {
+	s := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			return ' '
+		}
+		return r
+	}, reason.Error())
+	for len(s) > maxReason {
+		s = s[:len(s)-len(s)/8]
+	}
+	s = strings.ToValidUTF8(s, "")
+	// The peer may be gone, or not even speak the protocol: nothing more can be done.
+	_ = Send(c, &Refusal{Reason: s})
+}

@@ -1,0 +1,156 @@
+package bootstrap
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/millrace/millrace/netpoll"
+)
+
+const (
+	magic       = "MLRB"
+	version     = 1
+	headerBytes = 10
+	// maxBody bounds what a peer can make this side hold before it is known.
+	maxBody = 4096
+)
+
+type kind uint8
+
+const (
+	kindHello kind = 1 + iota
+	kindOffer
+	kindAccept
+	kindReady
+	kindStale
+	kindRefusal
+	kindBye
+)
+
+func (k kind) String() string {
+	names := [...]string{"none", "hello", "offer", "accept", "ready", "stale", "refusal", "bye"}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// Message is one frame's content: *Hello, *Offer, *Accept, *Ready, *Stale,
+// *Refusal or *Bye.
+type Message interface {
+	kind() kind
+	validate() error
+}
+
+func newMessage(k kind) Message {
+	switch k {
+	case kindHello:
+		return new(Hello)
+	case kindOffer:
+		return new(Offer)
+	case kindAccept:
+		return new(Accept)
+	case kindReady:
+		return new(Ready)
+	case kindStale:
+		return new(Stale)
+	case kindRefusal:
+		return new(Refusal)
+	case kindBye:
+		return new(Bye)
+	}
+	return nil
+}
+
+// Append appends m as a frame to b. It fails if m breaks the bounds that the
+// peer would check.
+func Append(b []byte, m Message) ([]byte, error) {
+	if err := m.validate(); err != nil {
+		return b, fmt.Errorf("rdma: bootstrap %v: %w", m.kind(), err)
+	}
+	body, err := json.Marshal(m)
+	if err != nil {
+		return b, fmt.Errorf("rdma: bootstrap %v: %w", m.kind(), err)
+	}
+	if len(body) > maxBody {
+		return b, fmt.Errorf("rdma: bootstrap %v of %d bytes, limit %d: shorten the link parameters", m.kind(), len(body), maxBody)
+	}
+	b = append(b, magic...)
+	b = binary.BigEndian.AppendUint16(b, version)
+	b = append(b, byte(m.kind()), 0)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(body)))
+	return append(b, body...), nil
+}
+
+// Read reads one frame from r, and nothing beyond it. Errors wrap
+// netpoll.ErrProtocol where the peer is to blame, io.EOF at the end between
+// frames.
+func Read(r io.Reader) (Message, error) {
+	var h [headerBytes]byte
+	n, err := io.ReadFull(r, h[:])
+	if n >= 1 && string(h[:min(n, 4)]) != magic[:min(n, 4)] {
+		return nil, foreign(h[:n])
+	}
+	if err != nil {
+		return nil, short(err, n)
+	}
+	if v := binary.BigEndian.Uint16(h[4:]); v != version {
+		return nil, fmt.Errorf("%w: the peer speaks bootstrap version %d, this side %d: run the same millrace release on both ends", netpoll.ErrProtocol, v, version)
+	}
+	m := newMessage(kind(h[6]))
+	length := int(binary.BigEndian.Uint16(h[8:]))
+	switch {
+	case m == nil:
+		return nil, fmt.Errorf("%w: unknown bootstrap frame %d", netpoll.ErrProtocol, h[6])
+	case h[7] != 0 || length > maxBody:
+		return nil, fmt.Errorf("%w: bootstrap %v with a bad header (flags %#x, %d bytes, limit %d)", netpoll.ErrProtocol, m.kind(), h[7], length, maxBody)
+	}
+	body := make([]byte, length)
+	if n, err := io.ReadFull(r, body); err != nil {
+		return nil, short(err, headerBytes+n)
+	}
+	if err := decode(body, m); err != nil {
+		return nil, fmt.Errorf("%w: bootstrap %v: %w", netpoll.ErrProtocol, m.kind(), err)
+	}
+	return m, nil
+}
+
+func decode(body []byte, m Message) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(m); err != nil {
+		return err
+	}
+	if d.InputOffset() != int64(len(body)) {
+		return errors.New("bytes after the JSON object")
+	}
+	return m.validate()
+}
+
+// foreign names the protocol of a peer that does not speak this one.
+func foreign(got []byte) error {
+	what := "another protocol"
+	if bytes.HasPrefix(got, []byte("MLRC")) {
+		what = "millrace tcp://"
+	}
+	return fmt.Errorf("%w: the peer speaks %s (it began with %q); this is the bootstrap of an RDMA or DPDK address: use the same URL scheme on both ends",
+		netpoll.ErrProtocol, what, got)
+}
+
+// short explains a frame that did not come, or not wholly.
+func short(err error, got int) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: the peer sent %d bytes of a bootstrap frame within %v: it is not a millrace peer, or overloaded", netpoll.ErrProtocol, got, StepTimeout)
+	case errors.Is(err, io.EOF) && got == 0:
+		return io.EOF
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: the peer closed in the middle of a bootstrap frame", netpoll.ErrProtocol)
+	}
+	return err
+}
