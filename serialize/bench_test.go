@@ -1,0 +1,99 @@
+package serialize
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+)
+
+// benchRecords are n records with lengths spread like log lines (around 130 B)
+// or events (around 350 B).
+func benchRecords(n, typical int) []Record {
+	rng := rand.New(rand.NewPCG(13, 14))
+	rs := make([]Record, n)
+	for i := range rs {
+		rs[i].Value = make([]byte, typical/2+rng.IntN(typical))
+		for k := range rs[i].Value {
+			rs[i].Value[k] = byte(rng.Uint32())
+		}
+		rs[i].Timestamp = 1_700_000_000_000 + int64(i/50)
+	}
+	return rs
+}
+
+func benchShapes(b *testing.B, f func(b *testing.B, rs []Record)) {
+	for _, typical := range []int{130, 350} {
+		for _, n := range []int{100, 1000} {
+			b.Run(fmt.Sprintf("%dB/%d", typical, n), func(b *testing.B) {
+				rs := benchRecords(n, typical)
+				b.SetBytes(int64(payloadBytes(rs)))
+				b.ReportAllocs()
+				f(b, rs)
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/record")
+			})
+		}
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	benchShapes(b, func(b *testing.B, rs []Record) {
+		builder, err := NewBuilder(len(rs))
+		if err != nil {
+			b.Fatal(err)
+		}
+		room := make([]byte, 1<<20)
+		for b.Loop() {
+			builder.Reset(room)
+			for i := range rs {
+				if err := builder.Append(&rs[i]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			builder.Finish()
+		}
+	})
+}
+
+func benchVisit(b *testing.B, open func([]byte) (Batch, error)) {
+	benchShapes(b, func(b *testing.B, rs []Record) {
+		enc := encode(b, 1<<20, rs...)
+		sum := 0
+		for b.Loop() {
+			sum += visit(b, open, enc)
+		}
+		if sum%payloadBytes(rs) != 0 {
+			b.Fatal("not every byte was visited")
+		}
+	})
+}
+
+// visit is a function of its own because what lives in the body of b.Loop is
+// kept from the optimizer.
+func visit(b *testing.B, open func([]byte) (Batch, error), enc []byte) (sum int) {
+	batch, err := open(enc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := batch.Cursor()
+	for c.Next() {
+		sum += len(c.Value())
+	}
+	return sum
+}
+
+func BenchmarkVisit(b *testing.B)        { benchVisit(b, Open) }
+func BenchmarkVisitTrusted(b *testing.B) { benchVisit(b, OpenTrusted) }
+
+func BenchmarkValueByIndex(b *testing.B) {
+	rs := benchRecords(1000, 130)
+	batch, err := Open(encode(b, 1<<20, rs...))
+	if err != nil {
+		b.Fatal(err)
+	}
+	i, sum := 0, 0
+	for b.Loop() {
+		i = (i + 617) % 1000
+		sum += len(batch.Value(i))
+	}
+	_ = sum
+}
