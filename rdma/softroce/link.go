@@ -47,8 +47,8 @@ type Path struct {
 	Dst netip.AddrPort
 	// Pseudo is the headers that the ICRC covers before the BTH: 8 bytes of ones,
 	// the IP and the UDP header as they will be on the wire with the variable
-	// fields masked to ones (IBTA annex A17 §A17.3.3 / FIELD layout of RoCEv2),
-	// and zero in the length fields, which PseudoLen locates.
+	// fields masked to ones and zero in the length fields, as roce.AppendPseudo makes
+	// them (IBTA annex A17.3.3).
 	Pseudo []byte
 	// Link is the link's own handle (header template, neighbour, sockaddr).
 	Link any
@@ -60,8 +60,10 @@ type Frame struct {
 	Len  int    // used bytes of Data
 	Path *Path  // Tx: where to; nil on Rx
 	Src  netip.AddrPort
-	// Pseudo is, on Rx, the ICRC pseudo header of the packet as it arrived, or
-	// nil if the link cannot see it (then the engine uses the peer's Path).
+	// Pseudo is, on Rx, the ICRC pseudo header of the packet as it arrived, its
+	// length fields included. It is nil if the link cannot see the IP header, or saw
+	// that it is what roce.AppendPseudo makes from Src to the local address (for
+	// IPv4: identification 0, don't fragment).
 	Pseudo []byte
 	Handle uint64 // the link's own
 }

@@ -1,0 +1,238 @@
+package softroce
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/millrace/millrace/hugepages"
+	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+const (
+	// MaxMessage is the largest message, bytes: that of rdma_rxe.
+	MaxMessage = 8 << 20
+	// MaxInline is the largest inline payload, bytes.
+	MaxInline = 256
+	// MaxQPWR is the deepest work queue of a queue pair.
+	MaxQPWR = 1 << 14
+	// MaxCQE is the deepest completion queue.
+	MaxCQE = 1 << 22
+	// MaxQPs is how many queue pairs a device can have: one block of queue pair
+	// numbers less number 0.
+	MaxQPs = qpnBlock - 1
+
+	qpnBlock = 1 << 12
+	burst    = 64 // frames per call to the link
+	quantum  = 16 // packets a queue pair may send before the next one has its turn
+)
+
+// ErrClosed refuses operations on a closed device or queue pair.
+var ErrClosed = errors.New("softroce: closed")
+
+// ErrTooManyQPs refuses a queue pair beyond MaxQPs.
+var ErrTooManyQPs = fmt.Errorf("softroce: the device has its %d queue pairs", MaxQPs)
+
+// Options tune a device. The zero value is right for loopback, veth and memif.
+type Options struct {
+	// Window is the most packets that a queue pair has in flight; default 128, at
+	// least 16, at most the link's Queue (if that is 16 or more).
+	Window int
+	// AckDelay is how long an acknowledgement may wait for others to join it;
+	// default 25 µs, negative for none. It goes out earlier after 16 packets and
+	// before the loop sleeps, and never before data that is ready to be sent.
+	AckDelay time.Duration
+	// PeerTimeout is how long a queue pair with unacknowledged data waits for any
+	// progress before it fails with rdma.RetryExceeded, or rdma.RNRRetryExceeded if
+	// the peer is alive but has no receive posted; default 3 s.
+	PeerTimeout time.Duration
+
+	random func() uint32 // tests choose QPNs and PSNs
+}
+
+func (o Options) withDefaults(a LinkAttr) Options {
+	if o.Window <= 0 {
+		o.Window = 128
+	}
+	o.Window = max(min(o.Window, a.Queue), minWindow)
+	switch {
+	case o.AckDelay == 0:
+		o.AckDelay = 25 * time.Microsecond
+	case o.AckDelay < 0:
+		o.AckDelay = 0
+	}
+	if o.PeerTimeout <= 0 {
+		o.PeerTimeout = 3 * time.Second
+	}
+	if o.random == nil {
+		o.random = random
+	}
+	return o
+}
+
+func random() uint32 {
+	var b [4]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.LittleEndian.Uint32(b[:])
+}
+
+// Device is a RoCEv2 device over a Link. It and everything made from it belong to
+// one goroutine.
+type Device struct {
+	link    Link
+	attr    LinkAttr
+	opts    Options
+	pathMTU int
+	closed  bool
+
+	// Transmit frames: tx[txHead:txFill] are filled and not yet taken by the link,
+	// tx[txFill:txAlloc] are empty. A link that refuses frames leaves them here.
+	tx                      [burst]Frame
+	txHead, txFill, txAlloc int
+	rx                      [burst]Frame
+
+	active              ring // queue pairs that may have packets to send
+	resp                []*queuePair
+	respStarved         bool // the link gave no frame for a response: responses go first next time
+	urgent              bool // a response that should not wait for the next Progress
+	flush               bool // send every response now: the loop is about to sleep
+	blocked             bool // some queue pair waits for room in a completion queue
+	starved             bool // the link refused frames in this Progress
+	now                 int64
+	nextTimer           int64 // no timer of a queue pair expires before
+	armed               int   // queue pairs with a running timer
+	ackDelay, peerDelay int64
+
+	stats Stats
+
+	qpnBase uint32               // first number of the block
+	table   [qpnBlock]*queuePair // by number within the block
+	live    []*queuePair         // all of them
+	mrs     []*rdma.MR           // registered arenas
+}
+
+var _ rdma.Device = (*Device)(nil)
+
+// New makes a device over link, which it owns from now on. Its queue pair numbers
+// lie in one random aligned block of 2^12, so that a filter can match them while
+// nobody can guess them.
+func New(link Link, opts Options) *Device {
+	a := link.Attr()
+	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64}
+	headers := 8 + 40
+	if a.Local.Addr().Unmap().Is4() {
+		headers = 8 + 20
+	}
+	d.pathMTU = roce.PathMTU(a.MTU + headers)
+	d.ackDelay, d.peerDelay = int64(d.opts.AckDelay), int64(d.opts.PeerTimeout)
+	// Blocks 0 and 0xfff hold the numbers that the IBTA reserves: 0, 1 and 0xffffff.
+	d.qpnBase = (1 + d.opts.random()%(1<<12-2)) * qpnBlock
+	return d
+}
+
+// Attr implements rdma.Device.
+func (d *Device) Attr() rdma.DeviceAttr {
+	return rdma.DeviceAttr{
+		Name: d.attr.Name, Label: "user-space", GID: d.attr.Local.Addr(), UDPPort: d.attr.Local.Port(),
+		PathMTU: d.pathMTU, MaxMsg: MaxMessage, MaxInline: MaxInline, MaxQPWR: MaxQPWR,
+	}
+}
+
+// Stats is a copy of the counters; call it on the device's goroutine.
+func (d *Device) Stats() Stats { return d.stats }
+
+// QPNBlock is the first of the 2^12 numbers from which the device takes those of
+// its queue pairs.
+func (d *Device) QPNBlock() uint32 { return d.qpnBase }
+
+// RegisterMR implements rdma.Device. There is no address translation to set up:
+// the device remembers which memory work requests may name.
+func (d *Device) RegisterMR(a *hugepages.Arena) (*rdma.MR, error) {
+	if d.closed {
+		return nil, ErrClosed
+	}
+	if a == nil {
+		return nil, errors.New("softroce: RegisterMR needs an arena")
+	}
+	mr := &rdma.MR{Arena: a, LKey: d.opts.random(), RKey: d.opts.random()}
+	d.mrs = append(d.mrs, mr)
+	return mr, nil
+}
+
+// registered tells whether p lies in registered memory.
+func (d *Device) registered(p []byte) bool {
+	for _, mr := range d.mrs {
+		if mr.Arena.Contains(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// CreateCQ implements rdma.Device.
+func (d *Device) CreateCQ(depth int) (rdma.CQ, error) {
+	if d.closed {
+		return nil, ErrClosed
+	}
+	if depth < 1 || depth > MaxCQE {
+		return nil, fmt.Errorf("softroce: completion queue of %d entries; give 1 to %d", depth, MaxCQE)
+	}
+	return newCQ(d, depth), nil
+}
+
+// CreateQP implements rdma.Device.
+func (d *Device) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
+	if d.closed {
+		return nil, ErrClosed
+	}
+	if d.pathMTU == 0 {
+		return nil, fmt.Errorf("softroce: link %s carries packets of %d bytes; the smallest path MTU needs %d",
+			d.attr.Name, d.attr.MTU, roce.MinPathMTU+roce.MaxHeaders-28)
+	}
+	for _, n := range [...]int{cfg.SendWRs, cfg.RecvWRs} {
+		if n < 1 || n > MaxQPWR {
+			return nil, fmt.Errorf("softroce: work queue of %d requests; give 1 to %d", n, MaxQPWR)
+		}
+	}
+	scq, ok1 := cfg.SendCQ.(*completionQueue)
+	rcq, ok2 := cfg.RecvCQ.(*completionQueue)
+	if !ok1 || !ok2 || scq.dev != d || rcq.dev != d {
+		return nil, errors.New("softroce: a queue pair needs completion queues of its own device")
+	}
+	if len(d.live) == MaxQPs {
+		return nil, ErrTooManyQPs
+	}
+	i := d.opts.random() % qpnBlock
+	for d.table[i] != nil || i == 0 {
+		i = (i + 1) % qpnBlock
+	}
+	q := newQP(d, d.qpnBase+i, d.opts.random()&roce.PSNMask, cfg, scq, rcq)
+	d.table[i] = q
+	d.live = append(d.live, q)
+	scq.qps++
+	rcq.qps++
+	return q, nil
+}
+
+// FD implements rdma.Device: the link's descriptor.
+func (d *Device) FD() int { return d.link.FD() }
+
+// Close implements rdma.Device. Acknowledgements that are due go out first. Posted
+// work is dropped without completions; completion queues stay readable.
+func (d *Device) Close() error {
+	if d.closed {
+		return nil
+	}
+	for len(d.live) > 0 {
+		d.live[len(d.live)-1].Close()
+	}
+	d.sendFrames()
+	d.link.TxFree(d.tx[d.txHead:d.txAlloc])
+	d.txHead, d.txFill, d.txAlloc = 0, 0, 0
+	d.closed = true
+	return d.link.Close()
+}

@@ -1,0 +1,290 @@
+package softroce
+
+import (
+	"math"
+
+	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+// txRetryNanos is how long a loop may sleep while the link refuses frames: no
+// descriptor tells when it takes them again.
+const txRetryNanos = 20_000
+
+// Progress implements rdma.Device. One call sends what is posted, then the
+// acknowledgements that are due, then receives one burst. So what the caller posts
+// in answer to received messages leaves before their acknowledgement.
+func (d *Device) Progress(now int64) (work int, deadline int64) {
+	if d.closed {
+		return 0, 0
+	}
+	d.now = now
+	d.starved = false
+	if now >= d.nextTimer {
+		d.expire(now)
+	}
+	if d.blocked {
+		work += d.unblock()
+	}
+	if d.txHead != d.txFill {
+		d.sendFrames() // what the link refused last time
+	}
+	if d.respStarved {
+		d.respStarved = false
+		work += d.respond(now, false)
+	}
+	if d.active.first != nil {
+		work += d.transmit(now)
+	}
+	if len(d.resp) > 0 {
+		work += d.respond(now, false)
+	}
+	d.flush = false
+	if d.txHead != d.txFill {
+		d.sendFrames()
+	}
+	work += d.receive(now)
+	if d.urgent {
+		d.urgent = false
+		work += d.respond(now, true)
+		d.sendFrames()
+	}
+	return work, d.deadline(now)
+}
+
+// deadline is when Progress must run again without a notification, 0 for never.
+func (d *Device) deadline(now int64) int64 {
+	t := int64(math.MaxInt64)
+	if d.armed > 0 {
+		t = d.nextTimer
+	}
+	if len(d.resp) > 0 {
+		t = min(t, d.resp[0].ackAt)
+	}
+	if d.starved {
+		t = min(t, now+txRetryNanos)
+	}
+	if t == math.MaxInt64 {
+		return 0
+	}
+	return t
+}
+
+// transmit sends packets of the active queue pairs in turn, one burst at most.
+func (d *Device) transmit(now int64) (sent int) {
+	for sent < burst {
+		q := d.active.take()
+		if q == nil {
+			break
+		}
+		n, more := q.transmit(now, min(quantum, burst-sent))
+		sent += n
+		if more {
+			d.active.add(q)
+		}
+		if d.starved {
+			break
+		}
+	}
+	return sent
+}
+
+// frame is the next empty transmit frame, which counts as filled from then on;
+// nil if the link has none.
+func (d *Device) frame() *Frame {
+	if d.txFill == d.txAlloc && !d.refill() {
+		return nil
+	}
+	f := &d.tx[d.txFill]
+	d.txFill++
+	return f
+}
+
+func (d *Device) refill() bool {
+	if d.txAlloc == burst { // and all are filled; sendFrames starts over once all are taken
+		if d.sendFrames(); d.txAlloc == burst {
+			return false
+		}
+	}
+	n := d.link.TxAlloc(d.tx[d.txAlloc:])
+	if n == 0 && d.txHead != d.txFill { // the link may have frames again once it has sent these
+		d.sendFrames()
+		n = d.link.TxAlloc(d.tx[d.txAlloc:])
+	}
+	if n == 0 {
+		d.starve()
+		return false
+	}
+	d.txAlloc += n
+	return true
+}
+
+func (d *Device) starve() {
+	d.starved = true
+	d.stats.TxRefused++
+}
+
+// sendFrames hands the filled frames to the link. Those that it refuses stay, in
+// order, for the next call.
+func (d *Device) sendFrames() {
+	fs := d.tx[d.txHead:d.txFill]
+	if len(fs) == 0 {
+		return
+	}
+	bytes := 0
+	for i := range fs {
+		bytes += fs[i].Len
+	}
+	n := d.link.Tx(fs)
+	if n < len(fs) {
+		for i := n; i < len(fs); i++ {
+			bytes -= fs[i].Len
+		}
+		d.starve()
+	}
+	d.txHead += n
+	if d.txHead == d.txAlloc {
+		d.txHead, d.txFill, d.txAlloc = 0, 0, 0
+	}
+	d.stats.TxPackets += uint64(n)
+	d.stats.TxBytes += uint64(bytes)
+}
+
+// respond sends the responses that are due, or only the urgent ones among them.
+func (d *Device) respond(now int64, urgent bool) (sent int) {
+	keep := 0
+	for i, q := range d.resp {
+		if q.resp == respNone {
+			q.inResp = false
+			continue
+		}
+		if !q.respDue(now, urgent) {
+			d.resp[keep] = q
+			keep++
+			continue
+		}
+		f := d.frame()
+		if f == nil {
+			d.respStarved = true
+			keep += copy(d.resp[keep:], d.resp[i:])
+			break
+		}
+		q.respond(f)
+		q.inResp = false
+		sent++
+	}
+	clear(d.resp[keep:])
+	d.resp = d.resp[:keep]
+	return sent
+}
+
+// receive takes one burst from the link.
+func (d *Device) receive(now int64) int {
+	n := d.link.Rx(d.rx[:])
+	if n == 0 {
+		return 0
+	}
+	for i := range d.rx[:n] {
+		d.packet(&d.rx[i], now)
+	}
+	d.link.RxFree(d.rx[:n])
+	return n
+}
+
+// packet checks one received packet and hands it to its queue pair. Nothing but
+// the counters changes before the ICRC has been checked.
+func (d *Device) packet(f *Frame, now int64) {
+	s := &d.stats
+	s.RxPackets++
+	s.RxBytes += uint64(f.Len)
+	if f.Len > len(f.Data) || f.Len < roce.MinPacket {
+		s.DropLength++
+		return
+	}
+	p := f.Data[:f.Len]
+	h := (*roce.BTH)(p)
+	if h.TVer() != 0 {
+		s.DropVersion++
+		return
+	}
+	op := h.Opcode()
+	props := op.Props()
+	if props == 0 || props&roce.IsResponse != 0 && op != roce.Acknowledge {
+		s.DropOpcode++
+		return
+	}
+	body := len(p) - roce.ICRCLen - h.Pad()
+	if body < op.HeaderLen() {
+		s.DropLength++
+		return
+	}
+	qpn := h.DestQPN()
+	if qpn&^(qpnBlock-1) != d.qpnBase {
+		s.DropQPN++
+		return
+	}
+	q := d.table[qpn&(qpnBlock-1)]
+	if q == nil {
+		s.DropQPN++
+		return
+	}
+	if q.state != rdma.QPReadyToSend {
+		s.DropState++
+		return
+	}
+	if f.Src.Addr() != q.peerAddr {
+		s.DropSource++
+		return
+	}
+	// Both members of the default partition may talk to a full member (IBTA vol. 1, §10.9.3).
+	if h.PKey()|0x8000 != roce.DefaultPKey {
+		s.DropPKey++
+		return
+	}
+	covered := p[:len(p)-roce.ICRCLen]
+	var sum uint32
+	if f.Pseudo != nil {
+		sum = roce.Sum(f.Pseudo, covered)
+	} else {
+		if f.Src.Port() != q.rxPort {
+			q.setRxPort(f.Src.Port())
+		}
+		sum = q.rxCRC.Sum(covered)
+	}
+	if sum != roce.GetICRC(p[len(covered):]) {
+		s.DropICRC++
+		return
+	}
+	if op == roce.Acknowledge {
+		q.acknowledge((*roce.AETH)(p[roce.BTHLen:]), h.PSN(), now)
+	} else {
+		q.request(p, p[op.HeaderLen():body], props, now)
+	}
+}
+
+// expire fires the timers that are due and finds the next one.
+func (d *Device) expire(now int64) {
+	d.nextTimer = math.MaxInt64
+	for _, q := range d.live {
+		if q.timer == 0 {
+			continue
+		}
+		if q.timer <= now {
+			q.expired(now)
+		}
+		if q.timer != 0 {
+			d.nextTimer = min(d.nextTimer, q.timer)
+		}
+	}
+}
+
+// unblock reports what waited for room in a completion queue.
+func (d *Device) unblock() (n int) {
+	d.blocked = false
+	for _, q := range d.live {
+		if q.blocked {
+			n += q.drain()
+		}
+	}
+	return n
+}

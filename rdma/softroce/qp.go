@@ -1,0 +1,332 @@
+package softroce
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+
+	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+// sendWQE is a posted send.
+type sendWQE struct {
+	id       uint64
+	data     []byte
+	psn      uint32 // of its first packet
+	end      uint32 // the PSN after its last packet
+	imm      uint32
+	hasImm   bool
+	signaled bool
+}
+
+// recvWQE is a posted receive.
+type recvWQE struct {
+	id   uint64
+	data []byte
+}
+
+// queuePair is a reliable-connected queue pair: a requester (requester.go), which
+// sends messages and awaits their acknowledgement, and a responder (responder.go).
+type queuePair struct {
+	dev        *Device
+	num        uint32
+	startPSN   uint32
+	state      rdma.QPState
+	closed     bool
+	active     bool // in dev.active
+	inResp     bool // in dev.resp
+	blocked    bool // a completion waits for room; dev.blocked is set too
+	nextActive *queuePair
+
+	// the connection
+	peerQPN  uint32
+	mtu      int
+	mtuShift uint8
+	rxPort   uint16 // the peer's source port, which rxCRC covers
+	txCRC    roce.ICRC
+	rxCRC    roce.ICRC
+	peerAddr netip.Addr
+	path     Path
+
+	// Requester. The ring sq holds the requests head … tail-1 (free running); cur is
+	// the one to send from next. The PSNs una … high-1 were sent and are not
+	// acknowledged; next, within una … high, is the one to send next.
+	sq              []sendWQE
+	sendCQ          *completionQueue
+	sqDepth         uint32
+	head, cur, tail uint32
+	una, next, high uint32
+	postPSN         uint32 // PSN of the first packet of the next request to be posted
+	window          int32  // packets that may be in flight now
+	windowCredit    int32  // packets acknowledged towards one more
+	sinceAckReq     int32  // packets sent since one that asked for an acknowledgement
+	backoff         uint8  // expiries without progress
+	waitRNR         bool   // the peer has no receive posted: the timer says when to try again
+	sawRNR          bool   // the peer's last word was RNR
+	timing          bool   // rttPSN is being timed
+	rttPSN          uint32
+	rttAt           int64
+	srtt, rttvar    int64
+	timer           int64 // when it expires; 0 while it does not run
+	progressAt      int64 // when una last moved, or the first packet in flight was sent
+	inline          []byte
+
+	// Responder. The ring rq holds the receives rqHead … rqTail-1; the first one is
+	// being filled while inMessage.
+	rq             []recvWQE
+	recvCQ         *completionQueue
+	rqDepth        uint32
+	rqHead, rqTail uint32
+	expected       uint32 // PSN
+	msn            uint32
+	filled         int // bytes of the message received so far
+	ahead          uint32
+	nakked         bool // one NAK was sent for expected; ahead is the last PSN that came instead
+	inMessage      bool
+	resp           response
+	unanswered     int32 // packets received since the last response
+	ackAt          int64 // when a pending acknowledgement must go out
+
+	// What the first request of either queue completes with once the pair is in
+	// error; the others are flushed.
+	sendStatus, recvStatus rdma.Status
+}
+
+var _ rdma.QP = (*queuePair)(nil)
+
+func newQP(d *Device, num, psn uint32, cfg rdma.QPConfig, scq, rcq *completionQueue) *queuePair {
+	return &queuePair{
+		dev: d, num: num, startPSN: psn, sendCQ: scq, recvCQ: rcq,
+		sq: make([]sendWQE, ringSize(cfg.SendWRs)), sqDepth: uint32(cfg.SendWRs),
+		rq: make([]recvWQE, ringSize(cfg.RecvWRs)), rqDepth: uint32(cfg.RecvWRs),
+		una: psn, next: psn, high: psn, postPSN: psn,
+		sendStatus: rdma.FlushError, recvStatus: rdma.FlushError,
+	}
+}
+
+// Num implements rdma.QP.
+func (q *queuePair) Num() uint32 { return q.num }
+
+// StartPSN implements rdma.QP.
+func (q *queuePair) StartPSN() uint32 { return q.startPSN }
+
+// State implements rdma.QP.
+func (q *queuePair) State() rdma.QPState { return q.state }
+
+// Connect implements rdma.QP.
+func (q *queuePair) Connect(r rdma.Remote) error {
+	switch {
+	case q.closed:
+		return ErrClosed
+	case q.state != rdma.QPInit:
+		return rdma.ErrQPState
+	case !roce.ValidPathMTU(r.PathMTU) || r.PathMTU > q.dev.pathMTU:
+		return fmt.Errorf("softroce: path MTU of %d bytes; %s carries 256, 512, … %d", r.PathMTU, q.dev.attr.Name, q.dev.pathMTU)
+	case r.QPN > roce.MaxQPN || r.StartPSN > roce.PSNMask:
+		return fmt.Errorf("softroce: remote queue pair %#x with start PSN %#x: both have 24 bits", r.QPN, r.StartPSN)
+	case r.UDPPort == 0:
+		return fmt.Errorf("softroce: the remote device at %v has no UDP port", r.Addr)
+	}
+	local := q.dev.attr.Local
+	addr := r.Addr.Unmap().WithZone("")
+	if !addr.IsValid() || addr.Is4() != local.Addr().Unmap().Is4() {
+		return fmt.Errorf("softroce: remote address %v; %s is on %v and reaches only its own family", r.Addr, q.dev.attr.Name, local.Addr())
+	}
+	dst := netip.AddrPortFrom(addr, r.UDPPort)
+	path, err := q.dev.link.Path(dst)
+	if err != nil {
+		return fmt.Errorf("softroce: path to %v: %w", dst, err)
+	}
+	q.path = path
+	q.peerAddr, q.peerQPN = addr, r.QPN
+	q.mtu, q.mtuShift = r.PathMTU, uint8(bits.TrailingZeros(uint(r.PathMTU)))
+	q.txCRC = roce.NewICRC(path.Pseudo)
+	q.setRxPort(r.UDPPort)
+	q.expected = r.StartPSN
+	q.window = int32(q.dev.opts.Window)
+	q.state = rdma.QPReadyToSend
+	return nil
+}
+
+// setRxPort computes what the ICRC of received packets covers before the BTH. The
+// source port is the peer's choice: a queue pair of an RNIC keeps one, and not
+// that to which it wants to be sent.
+func (q *queuePair) setRxPort(port uint16) {
+	var b [56]byte
+	q.rxPort = port
+	q.rxCRC = roce.NewICRC(roce.AppendPseudo(b[:0], netip.AddrPortFrom(q.peerAddr, port), q.dev.attr.Local))
+}
+
+// PostSend implements rdma.QP. Besides the errors of the interface it refuses data
+// outside registered memory and messages beyond MaxMessage.
+func (q *queuePair) PostSend(wrs []rdma.SendWR) (n int, err error) {
+	if q.state != rdma.QPReadyToSend || q.closed {
+		return 0, rdma.ErrQPState
+	}
+	for n = range wrs {
+		w := &wrs[n]
+		if q.tail-q.head == q.sqDepth {
+			err = rdma.ErrQueueFull
+			break
+		}
+		if err = q.checkSend(w); err != nil {
+			break
+		}
+		data := w.Data
+		slot := int(q.tail) & (len(q.sq) - 1)
+		if w.Inline {
+			data = q.copyInline(slot, data)
+		}
+		packets := max(1, uint32(len(data)+q.mtu-1)>>q.mtuShift)
+		end := roce.PSNAdd(q.postPSN, packets)
+		q.sq[slot] = sendWQE{
+			id: w.ID, data: data, psn: q.postPSN, end: end, imm: w.Imm, hasImm: w.Op == rdma.OpSendImm, signaled: w.Signaled,
+		}
+		q.postPSN = end
+		q.tail++
+	}
+	if err == nil {
+		n = len(wrs)
+	}
+	if q.cur != q.tail {
+		q.dev.active.add(q)
+	}
+	return n, err
+}
+
+func (q *queuePair) checkSend(w *rdma.SendWR) error {
+	switch {
+	case w.Op > rdma.OpSendImm:
+		return fmt.Errorf("%w: softroce sends SEND and SEND_WITH_IMM, not %v", rdma.ErrNotSupported, w.Op)
+	case w.Inline:
+		if len(w.Data) > MaxInline {
+			return fmt.Errorf("softroce: %d bytes inline; at most %d are", len(w.Data), MaxInline)
+		}
+	case len(w.Data) > MaxMessage:
+		return fmt.Errorf("softroce: message of %d bytes; the largest is %d", len(w.Data), MaxMessage)
+	case len(w.Data) > 0 && !q.dev.registered(w.Data):
+		return fmt.Errorf("softroce: the %d bytes to send are not in registered memory; register their arena, or send them inline", len(w.Data))
+	}
+	return nil
+}
+
+// copyInline keeps data in the slot's own place. The room for all slots is made
+// with the first inline send: many queue pairs never have one.
+func (q *queuePair) copyInline(slot int, data []byte) []byte {
+	if q.inline == nil {
+		q.inline = make([]byte, len(q.sq)*MaxInline)
+	}
+	b := q.inline[slot*MaxInline:][:len(data):MaxInline]
+	copy(b, data)
+	return b
+}
+
+// PostRecv implements rdma.QP. Besides the errors of the interface it refuses
+// buffers outside registered memory.
+func (q *queuePair) PostRecv(wrs []rdma.RecvWR) (n int, err error) {
+	if q.state == rdma.QPError || q.closed {
+		return 0, rdma.ErrQPState
+	}
+	for n = range wrs {
+		w := &wrs[n]
+		if q.rqTail-q.rqHead == q.rqDepth {
+			return n, rdma.ErrQueueFull
+		}
+		if len(w.Data) > 0 && !q.dev.registered(w.Data) {
+			return n, fmt.Errorf("softroce: the receive buffer of %d bytes is not in registered memory; register its arena", len(w.Data))
+		}
+		q.rq[int(q.rqTail)&(len(q.rq)-1)] = recvWQE{id: w.ID, data: w.Data}
+		q.rqTail++
+	}
+	return len(wrs), nil
+}
+
+// fail takes the pair to the error state: the first request of either queue
+// completes with the status given, all others are flushed.
+func (q *queuePair) fail(send, recv rdma.Status) {
+	q.state = rdma.QPError
+	q.sendStatus, q.recvStatus = send, recv
+	q.waitRNR = false
+	q.stopTimer()
+	q.drain()
+}
+
+// drain retires the sends that are acknowledged, in the error state every request,
+// as far as the completion queues have room. It returns how many completions it
+// made.
+func (q *queuePair) drain() (made int) {
+	q.blocked = false
+	failed := q.state == rdma.QPError
+	for q.head != q.tail {
+		e := &q.sq[int(q.head)&(len(q.sq)-1)]
+		done := roce.PSNDiff(q.una, e.end) >= 0
+		if !done && !failed {
+			break
+		}
+		if !done || e.signaled {
+			if q.sendCQ.full() {
+				q.block()
+				return made
+			}
+			st := rdma.Success
+			if !done {
+				st, q.sendStatus = q.sendStatus, rdma.FlushError
+			}
+			q.sendCQ.push(rdma.WC{ID: e.id, Op: rdma.WCSend, Status: st, QPN: q.num, Bytes: len(e.data)})
+			made++
+		}
+		e.data = nil
+		q.head++
+	}
+	for failed && q.rqHead != q.rqTail {
+		if q.recvCQ.full() {
+			q.block()
+			return made
+		}
+		e := &q.rq[int(q.rqHead)&(len(q.rq)-1)]
+		q.recvCQ.push(rdma.WC{ID: e.id, Op: rdma.WCRecv, Status: q.recvStatus, QPN: q.num})
+		q.recvStatus = rdma.FlushError
+		made++
+		e.data = nil
+		q.rqHead++
+	}
+	return made
+}
+
+func (q *queuePair) block() { q.blocked, q.dev.blocked = true, true }
+
+// Close implements rdma.QP. An acknowledgement that is due goes out first, so that
+// the peer does not wait for it in vain.
+func (q *queuePair) Close() error {
+	if q.closed {
+		return nil
+	}
+	d := q.dev
+	if q.resp != respNone {
+		if f := d.frame(); f != nil {
+			q.respond(f)
+			d.sendFrames()
+		}
+	}
+	q.closed = true
+	q.state = rdma.QPError
+	q.stopTimer()
+	q.blocked = false
+	q.resp = respNone // dev.resp drops it at its next turn, as dev.active does
+	q.head, q.cur, q.tail = 0, 0, 0
+	q.rqHead, q.rqTail = 0, 0
+	q.sq, q.rq, q.inline = nil, nil, nil
+	q.sendCQ.qps--
+	q.recvCQ.qps--
+	d.table[q.num&(qpnBlock-1)] = nil
+	for i, l := range d.live {
+		if l == q {
+			last := len(d.live) - 1
+			d.live[i], d.live[last] = d.live[last], nil
+			d.live = d.live[:last]
+			break
+		}
+	}
+	return nil
+}

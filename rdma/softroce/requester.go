@@ -1,0 +1,297 @@
+package softroce
+
+import (
+	"time"
+
+	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+const (
+	// minWindow is the least window after losses, packets. It is not below
+	// ackEvery, so that a full window is acknowledged at once.
+	minWindow = ackEvery
+
+	// The retransmission timer: the smoothed round trip plus four deviations (RFC
+	// 6298), within these bounds, doubled with each expiry. The floor is above what
+	// a busy machine keeps a polling process off its CPU.
+	rtoFirst = int64(4 * time.Millisecond)
+	rtoMin   = int64(2 * time.Millisecond)
+	rtoMax   = int64(250 * time.Millisecond)
+)
+
+// transmit sends at most limit packets. more tells that the pair still has packets
+// that may be sent now.
+func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
+	if q.state != rdma.QPReadyToSend || q.waitRNR {
+		return 0, false
+	}
+	for q.cur != q.tail {
+		inFlight := roce.PSNDiff(q.next, q.una)
+		if inFlight >= q.window {
+			return sent, false
+		}
+		if sent == limit {
+			return sent, true
+		}
+		f := q.dev.frame()
+		if f == nil {
+			if q.timer == 0 { // a link that refuses frames for good counts as a dead peer
+				q.startTimer(now)
+			}
+			return sent, true
+		}
+		q.emit(f, now, inFlight+1 >= q.window)
+		sent++
+	}
+	return sent, false
+}
+
+// sendOps is the opcode by position: bit 0 first packet, bit 1 last, bit 2 immediate.
+var sendOps = [8]roce.Opcode{
+	roce.SendMiddle, roce.SendFirst, roce.SendLast, roce.SendOnly,
+	roce.SendMiddle, roce.SendFirst, roce.SendLastImm, roce.SendOnlyImm,
+}
+
+// emit writes packet next into f. An acknowledgement is asked for where the
+// sender would otherwise wait for one: at the end of what is posted, at the end
+// of the window, and every ackEvery packets.
+func (q *queuePair) emit(f *Frame, now int64, windowEnds bool) {
+	e := &q.sq[int(q.cur)&(len(q.sq)-1)]
+	index := (q.next - e.psn) & roce.PSNMask
+	data := e.data[int(index)<<q.mtuShift:]
+	pos := 0
+	if index == 0 {
+		pos = 1
+	}
+	ackReq := windowEnds
+	if q.sinceAckReq++; q.sinceAckReq >= ackEvery {
+		ackReq = true
+	}
+	if len(data) <= q.mtu {
+		pos |= 2
+		if e.hasImm {
+			pos |= 4
+		}
+		q.cur++
+		if q.cur == q.tail {
+			ackReq = true
+		}
+	} else {
+		data = data[:q.mtu]
+	}
+	if ackReq {
+		q.sinceAckReq = 0
+	}
+	op := sendOps[pos]
+	pad := -len(data) & 3
+	b := f.Data
+	h := (*roce.BTH)(b)
+	h.Put(op, pad, q.peerQPN, ackReq, q.next)
+	n := roce.BTHLen
+	if pos&4 != 0 {
+		(*roce.ImmDt)(b[roce.BTHLen:]).Put(e.imm)
+		n += roce.ImmDtLen
+	}
+	n += copy(b[n:], data)
+	for range pad {
+		b[n] = 0
+		n++
+	}
+	roce.PutICRC(b[n:], q.txCRC.Sum(b[:n]))
+	f.Len = n + roce.ICRCLen
+	f.Path = &q.path
+
+	if q.next == q.high {
+		if ackReq && !q.timing {
+			q.timing, q.rttPSN, q.rttAt = true, q.next, now
+		}
+		q.high = roce.PSNAdd(q.high, 1)
+	} else {
+		q.dev.stats.Retransmitted++
+	}
+	q.next = roce.PSNAdd(q.next, 1)
+	if q.timer == 0 {
+		q.startTimer(now)
+	}
+}
+
+// startTimer arms the retransmission timer for the first packet in flight.
+func (q *queuePair) startTimer(now int64) {
+	q.progressAt = now
+	q.setTimer(now + q.rto())
+}
+
+func (q *queuePair) setTimer(at int64) {
+	if q.timer == 0 {
+		q.dev.armed++
+	}
+	q.timer = at
+	q.dev.nextTimer = min(q.dev.nextTimer, at)
+}
+
+func (q *queuePair) stopTimer() {
+	if q.timer != 0 {
+		q.timer = 0
+		q.dev.armed--
+	}
+}
+
+func (q *queuePair) rto() int64 {
+	t := rtoFirst
+	if q.srtt != 0 {
+		t = max(q.srtt+4*q.rttvar, rtoMin)
+	}
+	return min(t<<q.backoff, rtoMax)
+}
+
+// acknowledge takes an ACK or NAK whose packet was checked.
+func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
+	s := &q.dev.stats
+	syn := a.Syndrome()
+	ahead := roce.PSNDiff(psn, q.una)
+	if ahead < 0 {
+		s.StaleAcks++
+		return
+	}
+	if roce.PSNDiff(psn, q.high) >= 0 {
+		s.DropAck++
+		return
+	}
+	switch {
+	case syn.IsACK():
+		s.AcksReceived++
+		q.advance(roce.PSNAdd(psn, 1), now)
+	case syn.IsRNR():
+		s.RNRNAKsReceived++
+		q.advance(psn, now)
+		q.sawRNR = true
+		if now-q.progressAt >= q.dev.peerDelay {
+			q.fail(rdma.RNRRetryExceeded, rdma.FlushError)
+			return
+		}
+		q.goBack()
+		q.waitRNR = true
+		q.setTimer(now + int64(syn.RNRTime()))
+	case syn == roce.NAKSequence:
+		s.SeqNAKsReceived++
+		q.advance(psn, now)
+		q.lost(q.window / 2)
+		q.goBack()
+	case syn == roce.NAKInvalidRequest, syn == roce.NAKRemoteAccess, syn == roce.NAKRemoteOperational:
+		s.ErrNAKsReceived++
+		q.advance(psn, now)
+		st := rdma.RemoteInvalidReq
+		switch syn {
+		case roce.NAKRemoteAccess:
+			st = rdma.RemoteAccessError
+		case roce.NAKRemoteOperational:
+			st = rdma.RemoteOpError
+		}
+		q.fail(st, rdma.FlushError)
+	default:
+		s.DropAck++
+	}
+}
+
+// advance takes everything before psn as acknowledged; psn is within una … high.
+func (q *queuePair) advance(psn uint32, now int64) {
+	moved := roce.PSNDiff(psn, q.una)
+	if moved == 0 {
+		return
+	}
+	q.una = psn
+	q.backoff = 0
+	q.sawRNR = false
+	q.waitRNR = false
+	q.progressAt = now
+	if q.timing && roce.PSNDiff(psn, q.rttPSN) > 0 {
+		q.timing = false
+		q.sample(now - q.rttAt)
+	}
+	if limit := int32(q.dev.opts.Window); q.window < limit {
+		if q.windowCredit += moved; q.windowCredit >= q.window {
+			q.windowCredit = 0
+			q.window++
+		}
+	}
+	if roce.PSNDiff(q.next, psn) < 0 { // what was to be sent again arrived after all
+		q.seek(psn)
+	}
+	if q.una == q.high {
+		q.stopTimer()
+	} else {
+		q.setTimer(now + q.rto())
+	}
+	q.drain()
+	if q.cur != q.tail {
+		q.dev.active.add(q)
+	}
+}
+
+// sample feeds one round trip into the retransmission timer (RFC 6298, §2).
+func (q *queuePair) sample(rtt int64) {
+	rtt = max(rtt, 1)
+	if q.srtt == 0 {
+		q.srtt, q.rttvar = rtt, rtt/2
+		return
+	}
+	diff := q.srtt - rtt
+	if diff < 0 {
+		diff = -diff
+	}
+	q.rttvar += (diff - q.rttvar) / 4
+	q.srtt += (rtt - q.srtt) / 8
+}
+
+// lost shrinks the window: a full buffer is the likeliest cause of a loss. It
+// grows again by one packet per window acknowledged.
+func (q *queuePair) lost(window int32) {
+	q.window = max(window, minWindow)
+	q.windowCredit = 0
+}
+
+// goBack sends again from the first packet that is not acknowledged.
+func (q *queuePair) goBack() {
+	q.timing = false // a round trip of a packet sent twice means nothing (Karn)
+	q.seek(q.una)
+	if q.cur != q.tail {
+		q.dev.active.add(q)
+	}
+}
+
+// seek makes psn, within una … high, the next packet to send.
+func (q *queuePair) seek(psn uint32) {
+	q.next = psn
+	q.sinceAckReq = 0
+	for q.cur = q.head; q.cur != q.tail; q.cur++ {
+		if roce.PSNDiff(psn, q.sq[int(q.cur)&(len(q.sq)-1)].end) < 0 {
+			return
+		}
+	}
+}
+
+// expired is called when the timer's time has come.
+func (q *queuePair) expired(now int64) {
+	if q.waitRNR {
+		q.waitRNR = false
+		q.setTimer(now + q.rto())
+		q.goBack()
+		return
+	}
+	q.dev.stats.Timeouts++
+	if now-q.progressAt >= q.dev.peerDelay {
+		st := rdma.RetryExceeded
+		if q.sawRNR {
+			st = rdma.RNRRetryExceeded
+		}
+		q.fail(st, rdma.FlushError)
+		return
+	}
+	if q.rto() < rtoMax {
+		q.backoff++
+	}
+	q.lost(minWindow)
+	q.goBack()
+	q.setTimer(now + q.rto())
+}

@@ -1,0 +1,286 @@
+package softroce
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+const (
+	// socketBytes is what a link asks for as receive and as send buffer. The kernel
+	// doubles it for its own bookkeeping.
+	socketBytes = 8 << 20
+
+	// skbBytes is what one packet of the largest path MTU takes from the receive
+	// buffer: 4152 bytes and the kernel's skb_shared_info fill an 8 KiB allocation, and
+	// struct sk_buff comes on top (include/linux/skbuff.h, SKB_TRUESIZE).
+	skbBytes = 8192 + 256
+)
+
+// UDPLink carries packets over an unconnected UDP socket. The kernel sends IPv4
+// with identification 0 and "don't fragment", so the sender can compute the ICRC;
+// a receiver cannot see a peer's identification, and takes it for 0 too. A peer
+// that numbers its packets (rdma_rxe, RNICs) is understood over IPv6, or through a
+// poll-mode port.
+type UDPLink struct {
+	sock  mmsgSocket
+	attr  LinkAttr
+	mtu   int // of the interface
+	rcv   int // receive buffer as granted, bytes
+	paths map[netip.AddrPort]*udpPath
+
+	frames [2 * burst * frameBytes]byte // transmit frames, then receive frames
+	free   [burst]uint16                // transmit frames that are not out
+	nfree  int
+
+	txErrors uint64
+	txErr    error
+}
+
+// udpPath is a destination as the kernel wants it.
+type udpPath struct {
+	name [unix.SizeofSockaddrInet6]byte
+	len  uint32
+}
+
+// NewUDPLink binds a socket to addr, which must be an address of this machine: it
+// is part of every packet's ICRC. Port 0 lets the kernel choose; peers learn it
+// from Attr. One address can have port 4791 once.
+func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
+	ip := addr.Addr().Unmap()
+	if !ip.IsValid() || ip.IsUnspecified() || ip.IsMulticast() {
+		return nil, fmt.Errorf("softroce: UDP link at %v; give one address of this machine", addr)
+	}
+	mtu, err := interfaceMTU(ip)
+	if err != nil {
+		return nil, err
+	}
+	l := &UDPLink{mtu: mtu, paths: make(map[netip.AddrPort]*udpPath)}
+	zone, err := zoneIndex(ip)
+	if err != nil {
+		return nil, err
+	}
+	fd, rcv, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone)
+	if err != nil {
+		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
+	}
+	l.rcv = rcv
+	local, err := localAddr(fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
+	}
+	headers := 28
+	if ip.Is6() {
+		headers = 48
+	}
+	l.attr = LinkAttr{Name: "softroce+udp", Local: local, MTU: min(mtu-headers, frameBytes), Queue: max(rcv/skbBytes, 1)}
+	l.sock.zone = zone
+	l.sock.init(fd, ip.Is6(), l.frames[burst*frameBytes:])
+	for i := range l.free {
+		l.free[i] = uint16(len(l.free) - 1 - i)
+	}
+	l.nfree = len(l.free)
+	return l, nil
+}
+
+func openUDP(addr netip.AddrPort, zone uint32) (fd, rcv int, err error) {
+	family := unix.AF_INET
+	if addr.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, 0, os.NewSyscallError("socket", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	type option struct{ level, name, value int }
+	options := []option{
+		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
+		{unix.SOL_SOCKET, unix.SO_NO_CHECK, 1},
+	}
+	if family == unix.AF_INET6 {
+		options = []option{
+			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
+			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
+			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1},
+			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
+		}
+	}
+	for _, o := range options {
+		if err = unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return -1, 0, os.NewSyscallError("setsockopt", err)
+		}
+	}
+	// Without CAP_NET_ADMIN net.core.rmem_max and wmem_max bound what is granted.
+	for _, o := range [...][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[0], socketBytes) != nil {
+			if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[1], socketBytes); err != nil {
+				return -1, 0, os.NewSyscallError("setsockopt", err)
+			}
+		}
+	}
+	if rcv, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err != nil {
+		return -1, 0, os.NewSyscallError("getsockopt", err)
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: [4]byte(addr.Addr().AsSlice()[:4])}
+	if family == unix.AF_INET6 {
+		sa = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16(), ZoneId: zone}
+	}
+	if err = unix.Bind(fd, sa); err != nil {
+		return -1, 0, os.NewSyscallError("bind", err)
+	}
+	return fd, rcv, nil
+}
+
+func localAddr(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
+	}
+	return netip.AddrPort{}, errors.New("getsockname: unexpected address family")
+}
+
+// interfaceMTU is the MTU of the interface that owns ip.
+func interfaceMTU(ip netip.Addr) (int, error) {
+	ifs, err := net.Interfaces()
+	if err != nil {
+		return 0, fmt.Errorf("softroce: list interfaces: %w", err)
+	}
+	var loopback int
+	for _, ifc := range ifs {
+		if ifc.Flags&net.FlagLoopback != 0 {
+			loopback = ifc.MTU
+		}
+		addrs, err := ifc.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok {
+				if o, ok := netip.AddrFromSlice(n.IP); ok && o.Unmap() == ip.WithZone("") {
+					return ifc.MTU, nil
+				}
+			}
+		}
+	}
+	if ip.IsLoopback() && loopback > 0 { // all of 127.0.0.0/8 is local
+		return loopback, nil
+	}
+	return 0, fmt.Errorf("softroce: no interface of this machine has the address %v", ip)
+}
+
+func zoneIndex(ip netip.Addr) (uint32, error) {
+	if ip.Zone() == "" {
+		return 0, nil
+	}
+	ifc, err := net.InterfaceByName(ip.Zone())
+	if err != nil {
+		return 0, fmt.Errorf("softroce: zone of %v: %w", ip, err)
+	}
+	return uint32(ifc.Index), nil
+}
+
+// Attr implements Link.
+func (l *UDPLink) Attr() LinkAttr { return l.attr }
+
+// ReceiveBuffer is the socket's receive buffer as the kernel granted it, bytes. It
+// is twice 8 MiB with CAP_NET_ADMIN, else twice net.core.rmem_max at most.
+func (l *UDPLink) ReceiveBuffer() int { return l.rcv }
+
+// TxErrors counts the frames that the kernel refused for a reason other than a full
+// queue; they count as lost. last is the reason of the latest.
+func (l *UDPLink) TxErrors() (n uint64, last error) { return l.txErrors, l.txErr }
+
+// Path implements Link. The source port is the socket's.
+func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
+	if dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
+		return Path{}, fmt.Errorf("softroce: %v is not of the address family of %v", dst, l.attr.Local)
+	}
+	p := l.paths[dst]
+	if p == nil {
+		p = &udpPath{}
+		p.len = putSockaddr(&p.name, dst, l.sock.zone)
+		l.paths[dst] = p
+	}
+	return Path{Dst: dst, Pseudo: roce.AppendPseudo(nil, l.attr.Local, dst), Link: p}, nil
+}
+
+// TxAlloc implements Link.
+func (l *UDPLink) TxAlloc(frames []Frame) int {
+	n := min(len(frames), l.nfree)
+	for i := range frames[:n] {
+		l.nfree--
+		at := int(l.free[l.nfree])
+		frames[i].Data = l.frames[at*frameBytes:][:l.attr.MTU:l.attr.MTU]
+		frames[i].Len = 0
+		frames[i].Handle = uint64(at)
+	}
+	return n
+}
+
+// TxFree implements Link.
+func (l *UDPLink) TxFree(frames []Frame) {
+	for i := range frames {
+		l.free[l.nfree] = uint16(frames[i].Handle)
+		l.nfree++
+	}
+}
+
+// Tx implements Link: one system call for a burst. The kernel copies, so the frames
+// are free again at the return.
+func (l *UDPLink) Tx(frames []Frame) int {
+	sent := 0
+	for sent < len(frames) {
+		n, errno := l.sock.send(frames[sent:min(sent+burst, len(frames))])
+		sent += n
+		if errno == 0 {
+			continue
+		}
+		if errno == unix.EAGAIN || errno == unix.ENOBUFS || errno == unix.ENOMEM {
+			break
+		}
+		if errno != unix.EINTR { // a firewall, a route, an MTU: trying again does not help
+			l.txErrors++
+			l.txErr = errno
+			sent++
+		}
+	}
+	l.TxFree(frames[:sent])
+	return sent
+}
+
+// Rx implements Link: one system call for a burst.
+func (l *UDPLink) Rx(frames []Frame) int { return l.sock.receive(frames) }
+
+// RxFree implements Link.
+func (l *UDPLink) RxFree([]Frame) {}
+
+// FD implements Link.
+func (l *UDPLink) FD() int { return l.sock.fd }
+
+// Close implements Link.
+func (l *UDPLink) Close() error {
+	if l.sock.fd < 0 {
+		return nil
+	}
+	fd := l.sock.fd
+	l.sock.fd = -1
+	return os.NewSyscallError("close", unix.Close(fd))
+}
