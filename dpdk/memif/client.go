@@ -61,10 +61,6 @@ func (p *Port) clientHandshake(ctx context.Context) error {
 		p.tx.write(uint16(i), descriptor{offset: uint32(buffersAt + i*p.cfg.BufferBytes), length: uint32(p.cfg.BufferBytes)})
 		p.rx.write(uint16(i), descriptor{offset: uint32(buffersAt + (slots+i)*p.cfg.BufferBytes), length: uint32(p.cfg.BufferBytes)})
 	}
-	p.rx.maskInterrupt()
-	p.rx.advanceHead(uint16(slots)) // all receive buffers are on offer
-	p.rxHead = uint16(slots)
-
 	if p.txEvent, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err == nil {
 		p.rxEvent, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	}
@@ -90,5 +86,9 @@ func (p *Port) clientHandshake(ctx context.Context) error {
 	if _, err := p.ctl.expect(typeConnected); err != nil {
 		return err
 	}
+	// Only now: libdpdk's server resets the rings' indices when it connects.
+	p.rx.maskInterrupt()
+	p.rx.advanceHead(uint16(slots)) // all receive buffers are on offer
+	p.rxHead = uint16(slots)
 	return nil
 }
