@@ -2,6 +2,7 @@ package netpoll
 
 import (
 	"context"
+	"fmt"
 	"testing"
 )
 
@@ -59,5 +60,63 @@ func BenchmarkSubmit(b *testing.B) {
 	for b.Loop() {
 		for l.Submit(fn) != nil {
 		}
+	}
+}
+
+// streamer keeps the send queue full.
+type streamer struct {
+	BaseHandler
+	left int
+	size int
+}
+
+func (s *streamer) OnOpen(c *Conn) { s.OnWritable(c) }
+func (s *streamer) OnWritable(c *Conn) {
+	for s.left > 0 {
+		b, err := c.Alloc(s.size)
+		if err != nil {
+			panic(err)
+		}
+		if err := c.Send(b); err != nil {
+			b.Release()
+			return
+		}
+		s.left--
+	}
+}
+
+type counter struct {
+	BaseHandler
+	left int
+	done chan struct{}
+}
+
+func (k *counter) OnMessages(_ *Conn, ms []Message) {
+	if k.left -= len(ms); k.left == 0 {
+		close(k.done)
+	}
+}
+
+// BenchmarkTCPStream is messages one way, each sent by itself, between two loops
+// of one process.
+func BenchmarkTCPStream(b *testing.B) {
+	for _, size := range []int{128, 1024, 65536} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			server := startLoop(b, Options{})
+			k := &counter{left: b.N, done: make(chan struct{})}
+			ln, err := server.Listen("tcp://127.0.0.1:0", k)
+			if err != nil {
+				b.Fatal(err)
+			}
+			client := startLoop(b, Options{MaxQueuedBytes: 1 << 20})
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			b.ResetTimer()
+			if _, err := client.Dial(context.Background(), ln.URL(), &streamer{left: b.N, size: size}); err != nil {
+				b.Fatal(err)
+			}
+			<-k.done
+			b.StopTimer()
+		})
 	}
 }
