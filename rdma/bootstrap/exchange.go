@@ -16,6 +16,12 @@ import (
 // device included, which takes tens of milliseconds at worst.
 const StepTimeout = 5 * time.Second
 
+// A refused peer may finish its sentence: this long, and this many bytes.
+const (
+	refuseLinger = 500 * time.Millisecond
+	maxLinger    = 64 << 10
+)
+
 // Send writes m within StepTimeout.
 func Send(c net.Conn, m Message) error {
 	b, err := Append(nil, m)
@@ -82,5 +88,12 @@ func Refuse(c net.Conn, reason error) {
 	}
 	s = strings.ToValidUTF8(s, "")
 	// The peer may be gone, or not even speak the protocol: nothing more can be done.
-	_ = Send(c, &Refusal{Reason: s})
+	if Send(c, &Refusal{Reason: s}) != nil {
+		return
+	}
+	// Closing with unread data would send a reset, and that may overtake the
+	// refusal: let the peer finish first, for a while.
+	if t, ok := c.(*net.TCPConn); ok && t.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(refuseLinger)) == nil {
+		_, _ = io.CopyN(io.Discard, c, maxLinger)
+	}
 }

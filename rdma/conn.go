@@ -1,0 +1,306 @@
+package rdma
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/millrace/millrace/hugepages"
+	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma/bootstrap"
+)
+
+// conn is a netpoll.Wire over one queue pair. The loop's goroutine owns it.
+//
+// Its memory is R receive buffers, EventLoopOptions.Receives × a slot of
+// EventLoopOptions.ReceiveBytes: by default 64 × (8,192 + 128) B = 520 KiB, so a
+// loop's default pool of 64 MiB holds about 120 connections, and 1,000 of them
+// need 520 MiB; and its share of a completion queue, (64 + 128) × sizeof(WC).
+type conn struct {
+	el     *EventLoop
+	dev    *device
+	group  *cqGroup
+	qp     QP
+	qpn    uint32
+	ep     *netpoll.Endpoint // nil until open
+	peer   bootstrap.QP
+	remote string
+	boot   *liveness // nil until open
+
+	// Sending; see protocol.go.
+	sendq        sendQueue
+	unposted     int // first message of sendq with something left to post
+	segmentBytes int // the peer's receive buffer
+	credits      int // data receives of the peer's that may be used
+	control      bool
+	postedWRs    uint64
+	doneWRs      uint64
+	sentMessages int // finished, not yet reported to ep
+	sentBytes    int
+
+	// Receiving.
+	receives     []*hugepages.Buf // posted, by slot (the work request's ID)
+	vacant       []int            // slots without a buffer
+	reposts      []RecvWR         // slots with a new buffer, to be posted
+	toOwe        int              // of reposts, data receives
+	toOweControl bool             // of reposts, one is the control receive
+	owed         int              // posted again, not yet returned to the peer
+	owesControl  bool
+	creditBatch  int               // owed this much, a CREDIT goes alone
+	messages     []netpoll.Message // complete, not yet delivered
+	segments     []netpoll.Segment // of messages, then of an unfinished one
+	partStart    int               // where the unfinished one starts
+	partBytes    int
+	leases       []lease // one for each of messages
+	reading      bool
+	delivering   bool
+
+	// Membership of the event loop's lists.
+	dirty, ready, starved, leaving bool
+
+	failure error // why this end closes; kept, the first wins
+	broken  error // the device refuses work; closes unless a completion tells more
+	gone    error // how the peer's end ended; goneBye: in order
+	goneBye bool
+	since   uint64 // EventLoop.polls when leaving began
+	shut    bool
+}
+
+// newConn makes the queue pair and posts its receives. The caller holds a
+// reference to d, which the connection takes over only if there is no error.
+func (el *EventLoop) newConn(d *device, remote string) (*conn, error) {
+	group, err := d.group(el)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{
+		el: el, dev: d, group: group, remote: remote, reading: true, control: true,
+		receives: make([]*hugepages.Buf, d.receives), vacant: make([]int, 0, d.receives), reposts: make([]RecvWR, 0, d.receives),
+		messages: make([]netpoll.Message, 0, d.receives), segments: make([]netpoll.Segment, 0, d.receives), leases: make([]lease, 0, d.receives),
+		creditBatch: max(1, (d.receives-controlReceives)/2),
+	}
+	c.qp, err = d.dev.CreateQP(QPConfig{SendCQ: group.cq, RecvCQ: group.cq, SendWRs: d.sendWRs, RecvWRs: d.receives})
+	if err != nil {
+		return nil, fmt.Errorf("rdma: %s: queue pair: %w", d.attr.Name, err)
+	}
+	for slot := range c.receives {
+		buf, err := el.loop.Pool().Get(d.receiveBytes, hugepages.Receive)
+		if err != nil {
+			err = fmt.Errorf("rdma: a connection needs %d receive buffers of %d bytes: %w", d.receives, d.receiveBytes, err)
+			return nil, errors.Join(err, c.qp.Close(), c.releaseReceives())
+		}
+		c.vacate(slot, buf)
+	}
+	if _, err := c.qp.PostRecv(c.reposts); err != nil {
+		return nil, errors.Join(fmt.Errorf("rdma: %s: posting receives: %w", d.attr.Name, err), c.qp.Close(), c.releaseReceives())
+	}
+	c.reposts = c.reposts[:0]
+	c.qpn = c.qp.Num()
+	d.conns[c.qpn] = c
+	group.conns++
+	el.activate(d)
+	return c, nil
+}
+
+func (c *conn) releaseReceives() error {
+	for i, b := range c.receives {
+		if b != nil {
+			b.Release()
+			c.receives[i] = nil
+		}
+	}
+	return nil
+}
+
+// describe is what the peer must know.
+func (c *conn) describe() bootstrap.QP {
+	a := &c.dev.attr
+	return bootstrap.QP{
+		Device: a.Name, Label: a.Label, GID: a.GID, UDPPort: a.UDPPort, QPN: c.qpn, PSN: c.qp.StartPSN(), PathMTU: a.PathMTU,
+		Credits: c.dev.receives - controlReceives, ReceiveBytes: c.dev.receiveBytes,
+		MaxMessage: min(c.el.loop.MaxMessageBytes(), bootstrap.MaxMessageBytes),
+	}
+}
+
+// connect takes the queue pair to RTS.
+func (c *conn) connect(peer bootstrap.QP) error {
+	a := &c.dev.attr
+	if peer.GID.Is4() != a.GID.Is4() {
+		return fmt.Errorf("rdma: %s has the address %v, the peer's %s %v: use addresses of one family", a.Name, a.GID, peer.Device, peer.GID)
+	}
+	if a.MaxMsg > 0 && peer.ReceiveBytes > a.MaxMsg {
+		return fmt.Errorf("rdma: the peer's receive buffers of %d bytes are larger than the largest message of %s, %d: lower ReceiveBytes there", peer.ReceiveBytes, a.Name, a.MaxMsg)
+	}
+	c.peer, c.segmentBytes, c.credits = peer, peer.ReceiveBytes, peer.Credits
+	err := c.qp.Connect(Remote{
+		Addr: peer.GID, UDPPort: peer.UDPPort, QPN: peer.QPN, StartPSN: peer.PSN, PathMTU: min(peer.PathMTU, a.PathMTU),
+	})
+	if err != nil {
+		return fmt.Errorf("rdma: %s: connecting to %v: %w", a.Name, peer.GID, err)
+	}
+	return nil
+}
+
+// open makes the connection visible to its handler.
+func (c *conn) open(h netpoll.Handler, boot *liveness) (*netpoll.Conn, error) {
+	if c.failure != nil {
+		return nil, c.failure
+	}
+	c.boot = boot
+	a := &c.dev.attr
+	c.ep = netpoll.NewEndpoint(c.el.loop, h, c, netpoll.Transport{
+		Scheme: c.el.opts.Scheme, Device: a.Name, Label: a.Label, Reason: "asked for",
+	}, c.remote)
+	c.ep.LimitMessage(c.peer.MaxMessage)
+	c.setReady()
+	c.ep.Open()
+	return c.ep.Conn(), nil
+}
+
+// complete handles one work completion.
+func (c *conn) complete(wc *WC) {
+	switch {
+	case c.failure != nil || c.shut:
+		return
+	case wc.Status != Success:
+		c.fail(fmt.Errorf("rdma: connection to %s over %s failed: %v", c.remote, c.dev.attr.Name, wc.Status))
+	case wc.Op == WCSend:
+		c.sent(wc.ID)
+	default:
+		if err := c.received(wc); err != nil {
+			c.fail(fmt.Errorf("rdma: %s: %w", c.remote, err))
+		}
+	}
+	c.setReady()
+}
+
+// fail closes the connection once this poll's messages are delivered.
+func (c *conn) fail(err error) {
+	if c.failure == nil {
+		c.failure = err
+		c.setReady()
+	}
+}
+
+// setBroken notes that the device refused work. The completion of an error is
+// usually on its way and has the better reason: give it the next poll.
+func (c *conn) setBroken(err error) {
+	if c.broken == nil {
+		c.broken = fmt.Errorf("rdma: connection to %s over %s failed: %w", c.remote, c.dev.attr.Name, err)
+		c.leave()
+	}
+}
+
+// peerGone notes the end of the bootstrap connection: bye nil, or how it ended.
+func (c *conn) peerGone(bye bool, err error) {
+	if !c.shut && c.gone == nil && !c.goneBye {
+		c.goneBye, c.gone = bye, err
+		c.leave()
+	}
+}
+
+func (c *conn) leave() {
+	if !c.leaving {
+		c.leaving, c.since = true, c.el.polls
+		c.el.leaving = append(c.el.leaving, c)
+	}
+}
+
+func (c *conn) setReady() {
+	if !c.ready && !c.shut {
+		c.ready = true
+		c.el.ready = append(c.el.ready, c)
+	}
+}
+
+func (c *conn) starve() {
+	if !c.starved {
+		c.starved = true
+		if len(c.el.starved) == 0 {
+			c.el.retryAt = c.el.loop.Now() + int64(starvedRetry)
+		}
+		c.el.starved = append(c.el.starved, c)
+	}
+}
+
+// settle does for a connection what this poll's completions ask for.
+func (c *conn) settle() int {
+	c.ready = false
+	if c.sentMessages > 0 {
+		n, bytes := c.sentMessages, c.sentBytes
+		c.sentMessages, c.sentBytes = 0, 0
+		c.ep.Sent(n, bytes)
+	}
+	if c.shut {
+		return 1
+	}
+	n := c.deliver()
+	if c.shut {
+		return n
+	}
+	if c.failure != nil {
+		if c.ep != nil {
+			c.ep.Closed(c.failure)
+		}
+		return n + 1
+	}
+	c.refill()
+	return n
+}
+
+// end closes a connection whose peer is gone, or whose device is broken, after
+// everything that arrived was delivered. It reports whether it is over.
+func (c *conn) end() bool {
+	switch {
+	case c.shut:
+		return true
+	case c.broken != nil:
+		c.fail(c.broken)
+	case c.gone != nil:
+		c.fail(c.gone)
+	case len(c.messages) > 0: // paused; the rest comes when reading resumes
+		return false
+	case len(c.segments) > 0:
+		c.fail(fmt.Errorf("rdma: %s closed in the middle of a message: %w", c.remote, io.ErrUnexpectedEOF))
+	default:
+		c.ep.Closed(nil)
+		return true
+	}
+	if c.ep != nil {
+		c.ep.Closed(c.failure)
+	}
+	return true
+}
+
+// Shut implements netpoll.Wire. It also ends a connection that was never open.
+func (c *conn) Shut() {
+	if c.shut {
+		return
+	}
+	c.shut = true
+	orderly := c.failure == nil && c.sendq.count == 0
+	if err := c.qp.Close(); err != nil {
+		c.el.loop.Logger().Error("queue pair not closed", "device", c.dev.attr.Name, "remote", c.remote, "err", err)
+	}
+	for c.sendq.count > 0 {
+		c.sendq.pop().buf.Release()
+	}
+	_ = c.releaseReceives()
+	for i := c.partStart; i < len(c.segments); i++ {
+		c.segments[i].Buf.Release()
+	}
+	c.segments = c.segments[:c.partStart]
+	if !c.delivering { // else deliver does it, on the way out
+		for i := range c.messages {
+			c.messages[i].Release()
+			c.leases[i].buf.Release()
+		}
+		c.messages, c.leases = nil, nil
+	}
+	delete(c.dev.conns, c.qpn)
+	c.group.conns--
+	c.el.deactivate(c.dev)
+	if c.boot != nil {
+		c.boot.close(orderly, c.failure)
+	}
+}

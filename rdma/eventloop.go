@@ -1,0 +1,357 @@
+package rdma
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma/bootstrap"
+)
+
+// EventLoopOptions size an EventLoop. The zero value of a field means its
+// default.
+type EventLoopOptions struct {
+	// Scheme is the URL scheme that the event loop serves. Default "rdma".
+	Scheme string
+	// DeviceParam is the URL parameter that names the device. Default "device".
+	DeviceParam string
+	// Receives is how many messages (or pieces of one) a peer may have in flight
+	// towards this end, plus one for control: 3 to 4096, at most the device's
+	// MaxQPWR. Default 64.
+	Receives int
+	// ReceiveBytes is the size of one receive buffer: 256 to 8 MiB. Larger
+	// messages arrive as chains. Default 8 KiB. Each connection takes
+	// Receives × ReceiveBytes from the loop's pool.
+	ReceiveBytes int
+	// SendWRs is the depth of a connection's send queue: sends not yet
+	// acknowledged by the peer's device. Default 128, at most the device's
+	// MaxQPWR.
+	SendWRs int
+}
+
+// Defaults of EventLoopOptions, and sizes of the event loop's own.
+const (
+	defaultReceives     = 64
+	defaultReceiveBytes = 8 << 10
+	defaultSendWRs      = 128
+
+	// sendList is the longest list of sends in one post. Its last request is
+	// signalled, so at most this many buffers wait for one completion.
+	sendList = 32
+	// pollList is how many completions one CQ.Poll takes.
+	pollList = 64
+	// connsPerCQ is how many connections share a completion queue: with the
+	// default depths 32 × (64 + 128) = 6,144 entries. Few queues keep polling
+	// cheap, bounded ones cannot overflow.
+	connsPerCQ = 32
+	// starvedRetry is how soon a connection that found the pool exhausted tries
+	// again.
+	starvedRetry = time.Millisecond
+	// pollDeviceMin and pollDeviceMax bound how long a loop sleeps that has a
+	// device without a descriptor to wait on: it looks again after 20 µs, and twice
+	// as late each time it found nothing, so that an idle link costs a thousand
+	// wake-ups a second and not a CPU.
+	pollDeviceMin = 20 * time.Microsecond
+	pollDeviceMax = time.Millisecond
+)
+
+// Transmitter is what a device implements that can transmit what was posted for
+// less than a whole Progress. The loop calls it after it posted, and Progress in
+// the next duty cycle.
+type Transmitter interface {
+	// Transmit sends what was posted, as far as window and link take it. now is as
+	// for Progress. It returns how many packets were sent.
+	Transmit(now int64) (work int)
+}
+
+// EventLoop is the RdmaEventLoop: the netpoll.Backend of messages over RC queue
+// pairs. See protocol.go for the wire, bootstrap for how connections are set up.
+type EventLoop struct {
+	opts   EventLoopOptions
+	fabric Fabric
+	id     uint64 // of this event loop within the process
+	loop   *netpoll.Loop
+
+	// The loop's goroutine.
+	active   []*device // with at least one connection
+	dirty    []*conn   // something to post
+	ready    []*conn   // something to deliver, to post again or to report
+	starved  []*conn   // wait for pool memory
+	leaving  []*conn   // peer gone or device broken
+	retryAt  int64
+	deadline int64         // of the devices' last Progress
+	backoff  time.Duration // of devices without descriptor
+	polls    uint64
+	drained  bool // the last poll emptied every completion queue
+	closed   bool
+	wcs      [pollList]WC
+	sendWRs  [sendList]SendWR
+
+	// The control path.
+	ctx     context.Context // ends when the event loop closes
+	cancel  context.CancelFunc
+	setups  sync.WaitGroup
+	mu      sync.Mutex
+	entries map[deviceKey]*device
+	devices map[*device]struct{}
+	dialing map[string]chan struct{} // one slot for each address; see dial
+
+	stats counters
+}
+
+type counters struct {
+	doorbells, creditMessages, copiedMessages, copiedBytes, starved atomic.Uint64
+}
+
+// Stats of an EventLoop since it was made.
+type Stats struct {
+	Doorbells      uint64 // lists of sends posted
+	CreditMessages uint64 // control messages that returned credits alone
+	CopiedMessages uint64 // sends copied because the device has not registered their memory
+	CopiedBytes    uint64
+	Starved        uint64 // receives that could not be posted again at once: the pool was exhausted
+}
+
+var loopIDs atomic.Uint64
+
+// NewEventLoop makes an event loop for one netpoll.Loop. It owns fabric.
+func NewEventLoop(fabric Fabric, o EventLoopOptions) *EventLoop {
+	if o.Scheme == "" {
+		o.Scheme = "rdma"
+	}
+	if o.DeviceParam == "" {
+		o.DeviceParam = "device"
+	}
+	setDefault(&o.Receives, defaultReceives)
+	setDefault(&o.ReceiveBytes, defaultReceiveBytes)
+	setDefault(&o.SendWRs, defaultSendWRs)
+	ctx, cancel := context.WithCancel(context.Background())
+	return &EventLoop{
+		opts: o, fabric: fabric, id: loopIDs.Add(1), ctx: ctx, cancel: cancel, backoff: pollDeviceMin,
+		entries: map[deviceKey]*device{}, devices: map[*device]struct{}{}, dialing: map[string]chan struct{}{},
+	}
+}
+
+func setDefault(v *int, d int) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// Scheme implements netpoll.Backend.
+func (el *EventLoop) Scheme() string { return el.opts.Scheme }
+
+// Stats returns the counters. Any goroutine.
+func (el *EventLoop) Stats() Stats {
+	s := &el.stats
+	return Stats{
+		Doorbells: s.doorbells.Load(), CreditMessages: s.creditMessages.Load(), CopiedMessages: s.copiedMessages.Load(),
+		CopiedBytes: s.copiedBytes.Load(), Starved: s.starved.Load(),
+	}
+}
+
+// Attach implements netpoll.Poller.
+func (el *EventLoop) Attach(l *netpoll.Loop) error {
+	o := &el.opts
+	for _, f := range []struct {
+		name             string
+		value, low, high int
+	}{
+		{"Receives", o.Receives, minReceives, bootstrap.MaxCredits},
+		{"ReceiveBytes", o.ReceiveBytes, bootstrap.MinReceiveBytes, bootstrap.MaxReceiveBytes},
+		{"SendWRs", o.SendWRs, 1, 1 << 16},
+	} {
+		if f.value < f.low || f.value > f.high {
+			return fmt.Errorf("rdma: EventLoopOptions.%s is %d; give %d to %d", f.name, f.value, f.low, f.high)
+		}
+	}
+	el.loop = l
+	return nil
+}
+
+// Poll implements netpoll.Poller. What handlers send in it is on the wire when it
+// returns.
+func (el *EventLoop) Poll(budget int) int {
+	if len(el.active) == 0 {
+		return 0
+	}
+	el.polls++
+	now := el.loop.Now()
+	work := 0
+	el.deadline = 0
+	for _, d := range el.active {
+		n, deadline := d.dev.Progress(now)
+		work += n
+		if deadline != 0 && (el.deadline == 0 || deadline < el.deadline) {
+			el.deadline = deadline
+		}
+	}
+	work += el.reap(budget)
+	if len(el.starved) > 0 && now >= el.retryAt {
+		el.feedStarved()
+	}
+	for i := 0; i < len(el.ready); i++ {
+		if c := el.ready[i]; !c.shut {
+			work += c.settle()
+		}
+	}
+	clear(el.ready)
+	el.ready = el.ready[:0]
+	if len(el.leaving) > 0 && el.drained {
+		el.endLeaving()
+	}
+	el.flush()
+	if work > 0 {
+		el.backoff = pollDeviceMin
+	}
+	return work
+}
+
+// reap takes about budget completions and lists the connections they concern.
+func (el *EventLoop) reap(budget int) int {
+	work := 0
+	el.drained = true
+	for _, d := range el.active {
+		for _, g := range d.groups {
+			for g.conns > 0 {
+				n := g.cq.Poll(el.wcs[:])
+				for i := range n {
+					wc := &el.wcs[i]
+					if c := d.lookup(wc.QPN); c != nil {
+						c.complete(wc)
+					}
+				}
+				work += n
+				if n < len(el.wcs) {
+					break
+				}
+				if work >= budget {
+					el.drained = false
+					break
+				}
+			}
+		}
+	}
+	return work
+}
+
+// feedStarved gives connections that found the pool exhausted another try.
+func (el *EventLoop) feedStarved() {
+	waiting := el.starved
+	el.starved = nil
+	for _, c := range waiting {
+		c.starved = false
+		if !c.shut {
+			c.setReady()
+			c.setDirty()
+		}
+	}
+}
+
+// endLeaving closes connections whose end was announced before this poll, and
+// so before the completion queues were drained.
+func (el *EventLoop) endLeaving() {
+	list := el.leaving
+	el.leaving = nil
+	for _, c := range list {
+		if c.since >= el.polls || !c.end() {
+			el.leaving = append(el.leaving, c)
+		}
+	}
+}
+
+// flush posts what connections have to send, and transmits it.
+func (el *EventLoop) flush() {
+	if len(el.dirty) == 0 {
+		return
+	}
+	for i := 0; i < len(el.dirty); i++ {
+		c := el.dirty[i]
+		c.dirty = false
+		if !c.shut && c.segmentBytes > 0 {
+			c.post()
+		}
+	}
+	clear(el.dirty)
+	el.dirty = el.dirty[:0]
+	now := el.loop.Now()
+	for _, d := range el.active {
+		if !d.posted {
+			continue
+		}
+		d.posted = false
+		if d.transmitter != nil {
+			d.transmitter.Transmit(now)
+		} else {
+			d.dev.Progress(now)
+		}
+	}
+}
+
+// Arm implements netpoll.Poller.
+func (el *EventLoop) Arm() (int64, bool) {
+	if len(el.active) == 0 {
+		return 0, true
+	}
+	blind := false
+	for _, d := range el.active {
+		blind = blind || d.fd < 0
+		for _, g := range d.groups {
+			if err := g.cq.Arm(); err != nil {
+				el.loop.Logger().Error("completion queue cannot be armed; the loop goes on polling", "device", d.attr.Name, "err", err)
+				return 0, false
+			}
+		}
+	}
+	if el.Poll(pollList) > 0 || len(el.dirty) > 0 || len(el.ready) > 0 {
+		return 0, false
+	}
+	deadline := el.deadline
+	if len(el.starved) > 0 {
+		deadline = earlier(deadline, el.retryAt)
+	}
+	if blind {
+		deadline = earlier(deadline, el.loop.Clock()+int64(el.backoff))
+		el.backoff = min(2*el.backoff, pollDeviceMax)
+	}
+	if len(el.leaving) > 0 && el.leaving[len(el.leaving)-1].since >= el.polls {
+		return 0, false
+	}
+	return deadline, true
+}
+
+func earlier(a, b int64) int64 {
+	if a == 0 || b < a {
+		return max(1, b)
+	}
+	return a
+}
+
+// Close implements netpoll.Poller.
+func (el *EventLoop) Close() error {
+	el.closed = true
+	el.mu.Lock() // see begin
+	el.cancel()
+	el.mu.Unlock()
+	el.setups.Wait()
+	for len(el.active) > 0 {
+		for _, c := range el.active[0].conns {
+			if c.ep != nil {
+				c.ep.Closed(netpoll.ErrLoopClosed)
+			} else {
+				c.Shut()
+			}
+			break // the last Shut takes the device off the list
+		}
+	}
+	el.setups.Wait() // farewells of those, and devices that were dropped
+	var err error
+	for d := range el.devices {
+		err = errors.Join(err, d.closeCQs(), el.fabric.Drop(d.dev))
+	}
+	return errors.Join(err, el.fabric.Close())
+}

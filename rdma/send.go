@@ -1,0 +1,186 @@
+package rdma
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/hugepages"
+)
+
+// outgoing is one message between Wire.Send and its acknowledgement.
+type outgoing struct {
+	buf    *hugepages.Buf
+	size   int    // payload bytes
+	posted int    // of those, in work requests
+	last   uint64 // sequence number of the last work request, once all is posted
+	placed bool   // the bytes lie in the device's registered memory
+	whole  bool   // all is posted
+}
+
+// sendQueue is a ring of messages that grows; Conn bounds it.
+type sendQueue struct {
+	ring  []outgoing // length a power of two
+	head  int
+	count int
+}
+
+func (q *sendQueue) at(i int) *outgoing { return &q.ring[(q.head+i)&(len(q.ring)-1)] }
+
+func (q *sendQueue) push(m outgoing) {
+	if q.count == len(q.ring) {
+		grown := make([]outgoing, max(16, 2*len(q.ring)))
+		for i := range q.count {
+			grown[i] = *q.at(i)
+		}
+		q.ring, q.head = grown, 0
+	}
+	q.count++
+	*q.at(q.count - 1) = m
+}
+
+func (q *sendQueue) pop() outgoing {
+	m := q.ring[q.head]
+	q.ring[q.head] = outgoing{}
+	q.head = (q.head + 1) & (len(q.ring) - 1)
+	q.count--
+	return m
+}
+
+// Send implements netpoll.Wire.
+func (c *conn) Send(b *hugepages.Buf) {
+	c.sendq.push(outgoing{buf: b, size: b.Len(), placed: b.Arena() == c.dev.mr.Arena})
+	c.setDirty()
+}
+
+// Flush implements netpoll.Wire. It flushes every connection of the event loop
+// that has something queued, so that the Flush of each of many costs one burst of
+// the device in all.
+func (c *conn) Flush() { c.el.flush() }
+
+func (c *conn) setDirty() {
+	if !c.dirty && !c.shut {
+		c.dirty = true
+		c.el.dirty = append(c.el.dirty, c)
+	}
+}
+
+// post hands what credits and the send queue's depth allow to the device, in
+// lists that end in a signalled request. It returns how many requests.
+func (c *conn) post() int {
+	total := 0
+	for c.broken == nil {
+		wrs := c.el.sendWRs[:0]
+		room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
+		for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
+			m := c.sendq.at(c.unposted)
+			if !m.placed && !c.place(m) {
+				break
+			}
+			wrs = append(wrs, c.nextSegment(m))
+		}
+		if len(wrs) == 0 && room > 0 && c.control && c.owed >= c.creditBatch {
+			c.control = false
+			c.postedWRs++
+			wrs = append(wrs, SendWR{ID: c.postedWRs, Op: OpSendImm, Imm: immCredit | c.returns()})
+			c.el.stats.creditMessages.Add(1)
+		}
+		if len(wrs) == 0 {
+			break
+		}
+		wrs[len(wrs)-1].Signaled = true
+		n, err := c.qp.PostSend(wrs)
+		if n < len(wrs) {
+			// The device took fewer than its queue has room for: the pair is in error,
+			// and a completion says why.
+			c.setBroken(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
+		}
+		clear(wrs)
+		total += len(wrs)
+	}
+	if total > 0 {
+		c.dev.posted = true
+		c.el.stats.doorbells.Add(1)
+	}
+	return total
+}
+
+// nextSegment cuts the next work request from m.
+func (c *conn) nextSegment(m *outgoing) SendWR {
+	data := m.buf.Bytes()[m.posted:]
+	imm := uint32(0)
+	if len(data) > c.segmentBytes {
+		data = data[:c.segmentBytes]
+		imm = immMore
+	}
+	m.posted += len(data)
+	c.postedWRs++
+	c.credits--
+	if imm == 0 {
+		m.last, m.whole = c.postedWRs, true
+		c.unposted++
+	}
+	imm |= c.returns()
+	wr := SendWR{ID: c.postedWRs, Op: OpSend, Data: data}
+	if imm != 0 {
+		wr.Op, wr.Imm = OpSendImm, imm
+	}
+	return wr
+}
+
+// returns settles what is owed to the peer and says so in an immediate.
+func (c *conn) returns() uint32 {
+	imm := uint32(c.owed)
+	c.owed = 0
+	if c.owesControl {
+		c.owesControl = false
+		imm |= immControl
+	}
+	return imm
+}
+
+// place copies a message from memory that the device does not know into the
+// pool's. False: not now, the pool is exhausted; or never, and the connection
+// will close.
+func (c *conn) place(m *outgoing) bool {
+	b, err := c.el.loop.Pool().Get(m.size, hugepages.Send)
+	switch {
+	case errors.Is(err, hugepages.ErrExhausted):
+		c.starve()
+		return false
+	case err != nil:
+		c.setBroken(fmt.Errorf("a message in memory that %s has not registered: %w", c.dev.attr.Name, err))
+		return false
+	}
+	copy(b.Bytes(), m.buf.Bytes())
+	m.buf.Release()
+	m.buf, m.placed = b, true
+	c.el.stats.copiedMessages.Add(1)
+	c.el.stats.copiedBytes.Add(uint64(m.size))
+	return true
+}
+
+// sent handles the completion of the work request with sequence number seq, and
+// so of all before it: their buffers are free again, in order.
+func (c *conn) sent(seq uint64) {
+	c.doneWRs = seq
+	for c.sendq.count > 0 {
+		m := c.sendq.at(0)
+		if !m.whole || m.last > seq {
+			break
+		}
+		c.sentMessages++
+		c.sentBytes += m.size
+		c.unposted--
+		c.sendq.pop().buf.Release()
+	}
+	if c.unposted < c.sendq.count || c.owed >= c.creditBatch {
+		c.setDirty()
+	}
+}
+
+func stateError(qp QP) error {
+	if qp.State() == QPError {
+		return errors.New("the queue pair is in error")
+	}
+	return nil
+}
