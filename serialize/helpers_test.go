@@ -93,7 +93,7 @@ var shapes = []shape{
 	{name: "empty values", timeBase: -5},
 	{name: "one-byte lengths", minValue: 10, maxValue: 200, timeBase: 1_700_000_000_000, timeSpread: 200},
 	{name: "two-byte lengths", minValue: 0, maxValue: 3000, timeBase: 1_700_000_000_000, timeSpread: 60_000},
-	{name: "four-byte lengths", minValue: 0, maxValue: 90_000, timeBase: 0, timeSpread: 1 << 31},
+	{name: "four-byte lengths", minValue: 0, maxValue: 70_000, timeBase: 0, timeSpread: 1 << 31},
 	{name: "timestamps of all sizes", minValue: 0, maxValue: 20, timeBase: -1 << 62, timeSpread: 1<<63 - 1},
 	{name: "keys everywhere", minValue: 10, maxValue: 20, keys: 1, maxKey: 16, timeSpread: 10},
 	{name: "keys here and there", minValue: 10, maxValue: 20, keys: 0.1, maxKey: 16, timeSpread: 10},
@@ -104,8 +104,8 @@ var shapes = []shape{
 func (s shape) records(rng *rand.Rand, n int) []Record {
 	fill := func(n int) []byte {
 		p := make([]byte, n)
-		for i := range p {
-			p[i] = byte(rng.Uint32())
+		if n > 0 {
+			p[rng.IntN(n)], p[0] = byte(rng.Uint32()), byte(rng.Uint32())
 		}
 		return p
 	}

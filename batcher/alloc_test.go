@@ -1,0 +1,49 @@
+//go:build !invariants
+
+package batcher
+
+import (
+	"testing"
+
+	"github.com/millrace/millrace/serialize"
+)
+
+// With the tag invariants the pool makes a new Buf for every Get, by design.
+func TestNoAllocations(t *testing.T) {
+	sink := &echoSink{}
+	b, err := New(Options{Pool: newPool(t, 4<<20)}, sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink.b = b
+	done := Completion{To: &counter{}}
+	rec := serialize.Record{Value: make([]byte, 128)}
+	in, err := NewInbox(b, InboxOptions{Wake: func() {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := in.Producer(done.To)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := int64(0)
+	cycle := func() {
+		for i := range 1500 {
+			done.Token = uint64(i)
+			if err := b.Append(&rec, done); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Append(&rec, done.Token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		in.Drain(now, 1<<20)
+		b.Flush(now)
+		now++
+	}
+	cycle()
+	if n := testing.AllocsPerRun(20, cycle); n != 0 {
+		t.Errorf("%v allocations per 3000 messages", n)
+	}
+	b.Close(now)
+}
