@@ -392,6 +392,38 @@ func TestInboxCloseDeadline(t *testing.T) {
 	r.sink.drop()
 }
 
+// The batcher is closed under its inbox: what is staged fails by name, after
+// what was queued before.
+func TestBatcherClosedUnderTheInbox(t *testing.T) {
+	r, in, wakes := handRig(t, Options{})
+	p, err := in.Producer(r.led)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(10) {
+		if err := p.Append(&serialize.Record{Value: []byte("0123456789")}, i); err != nil {
+			t.Fatal(err)
+		}
+		if i == 4 {
+			in.Drain(1, 100)
+			r.b.Close(1000)
+		}
+	}
+	in.Drain(2, 100)
+	if r.led.next != 0 {
+		t.Fatalf("%d completed before those in flight", r.led.next)
+	}
+	before := *wakes
+	r.sink.answer(0, nil)
+	if *wakes == before {
+		t.Fatal("not woken when the queued records completed")
+	}
+	in.Drain(3, 100)
+	if r.led.ok != 5 || r.led.failed[ErrClosed] != 5 || !in.Idle() {
+		t.Errorf("%d completed, %v failed, idle %v", r.led.ok, r.led.failed, in.Idle())
+	}
+}
+
 // Records pass the ring as they are, whatever their parts, across its end.
 func TestProducerCarriesRecords(t *testing.T) {
 	r, in, _ := handRig(t, Options{MaxBatchBytes: 4096})

@@ -80,12 +80,11 @@ func show(r Record) string {
 
 // shape says what random records look like.
 type shape struct {
-	name                   string
-	minValue, maxValue     int
-	keys, nulls, headers   float64 // share of records with them
-	maxKey                 int
-	timeBase, timeSpread   int64
-	ascending, sameLengths bool
+	name                 string
+	minValue, maxValue   int
+	keys, nulls, headers float64 // share of records with them
+	maxKey               int
+	timeBase, timeSpread int64
 }
 
 var shapes = []shape{
