@@ -20,12 +20,22 @@ func Connect(ctx context.Context, path string, cfg Config) (*Port, error) {
 	if err != nil {
 		return nil, fmt.Errorf("memif: connecting to %s: %w (is the server running, and may this user open the socket?)", path, err)
 	}
-	p := &Port{role: Client, cfg: cfg, ctl: control{nc.(*net.UnixConn)}, rxEvent: -1, txEvent: -1}
+	p, err := newPort(Client, cfg)
+	if err != nil {
+		_ = nc.Close()
+		return nil, err
+	}
+	p.ctl = control{nc.(*net.UnixConn)}
 	if err := p.clientHandshake(ctx); err != nil {
 		_ = p.release()
 		return nil, err
 	}
 	p.start()
+	p.watcher.Add(1)
+	go func() {
+		defer p.watcher.Done()
+		p.watch()
+	}()
 	return p, nil
 }
 

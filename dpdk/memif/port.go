@@ -32,6 +32,9 @@ type Port struct {
 	cfg  Config
 	peer string
 	ctl  control
+	ln   *net.UnixListener // server
+	fd   int               // epoll over rxEvent and signal: what the owner sleeps on
+	up   atomic.Bool       // connected: everything below is set and the owner's
 
 	regions          []*region
 	tx, rx           ring
@@ -49,10 +52,13 @@ type Port struct {
 	armed          bool
 	broken         bool // the peer broke the protocol: bursts find nothing
 
+	signal  int // eventfd: the state changed
 	gone    chan struct{}
 	goneErr error
 	watcher sync.WaitGroup
 	closing atomic.Bool
+	mu      sync.Mutex // guards refused, and ctl until up
+	refused error
 	stats   Stats
 }
 
@@ -70,32 +76,76 @@ type Stats struct {
 // rxHandle marks received frames, so that FreeBurst knows the ring.
 const rxHandle = 1 << 32
 
+func newPort(role Role, cfg Config) (*Port, error) {
+	p := &Port{role: role, cfg: cfg, rxEvent: -1, txEvent: -1, signal: -1, fd: -1, gone: make(chan struct{})}
+	var err error
+	if p.fd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
+		p.signal, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	}
+	if err == nil {
+		err = p.watchFD(p.signal)
+	}
+	if err != nil {
+		_ = p.release()
+		return nil, fmt.Errorf("memif: %w (raise the open file limit: ulimit -n)", err)
+	}
+	return p, nil
+}
+
+func (p *Port) watchFD(fd int) error {
+	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)})
+}
+
+// start hands the connected port to its owner.
 func (p *Port) start() {
 	p.txVoid = make([]bool, p.tx.slots)
 	p.rxDone = make([]bool, p.rx.slots)
-	p.gone = make(chan struct{})
-	p.watcher.Add(1)
-	go p.watch()
+	if err := p.watchFD(p.rxEvent); err != nil {
+		p.end(fmt.Errorf("memif: epoll: %w", err)) // the peer gave something that cannot be waited for
+		return
+	}
+	p.up.Store(true)
+	p.wakeOwner()
 }
 
 // watch waits for the end of the control socket. It touches no shared memory:
 // that is the owner's.
 func (p *Port) watch() {
-	defer p.watcher.Done()
 	for {
 		m, fd, err := p.ctl.recv()
 		closeFD(fd)
 		if err == nil && m.kind() == typeDisconnect {
 			err = fmt.Errorf("memif: the peer disconnected: %s", disconnectReason(m))
 		}
-		if err == nil {
-			continue
+		if err != nil {
+			p.end(err)
+			return
 		}
+	}
+}
+
+func (p *Port) end(err error) {
+	select {
+	case <-p.gone:
+	default:
 		p.goneErr = err
 		close(p.gone)
-		one := [8]byte{1}
-		_, _ = unix.Write(p.rxEvent, one[:]) // ends the owner's sleep
-		return
+		p.wakeOwner()
+	}
+}
+
+func (p *Port) wakeOwner() {
+	one := [8]byte{1}
+	_, _ = unix.Write(p.signal, one[:])
+}
+
+// Up implements dpdk.LinkState: whether the peer is there. Any goroutine.
+func (p *Port) Up() bool {
+	select {
+	case <-p.gone:
+		return false
+	default:
+		return p.up.Load()
 	}
 }
 
@@ -103,13 +153,16 @@ func (p *Port) watch() {
 // goroutine.
 func (p *Port) Gone() <-chan struct{} { return p.gone }
 
-// Err says how the peer went; nil before Gone is closed. Any goroutine.
+// Err says how the peer went, or while none is there why the last client was
+// refused; else nil. Any goroutine.
 func (p *Port) Err() error {
 	select {
 	case <-p.gone:
 		return p.goneErr
 	default:
-		return nil
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.refused
 	}
 }
 
@@ -119,11 +172,12 @@ func (p *Port) Peer() string { return p.peer }
 // Stats returns the counters.
 func (p *Port) Stats() Stats { return p.stats }
 
-// Info implements dpdk.Port.
+// Info implements dpdk.Port. MTU and Ring are this end's configuration: give both
+// ends the same.
 func (p *Port) Info() dpdk.PortInfo {
 	mac := net.HardwareAddr{2, 'm', 'r', 0, 0, byte(p.role)} // locally administered
 	return dpdk.PortInfo{
-		Name: "memif", Driver: "memif (pure Go)", MAC: mac, MTU: p.cfg.BufferBytes - 14, Ring: p.tx.slots, FD: p.rxEvent,
+		Name: "memif", Driver: "memif (pure Go)", MAC: mac, MTU: p.cfg.BufferBytes - 14, Ring: 1 << p.cfg.RingLog2, FD: p.fd,
 	}
 }
 
@@ -135,7 +189,7 @@ func (p *Port) distrust() {
 
 // AllocBurst implements dpdk.Port.
 func (p *Port) AllocBurst(frames []dpdk.Frame) int {
-	if p.broken {
+	if p.broken || !p.up.Load() {
 		return 0
 	}
 	n := min(len(frames), p.txRoom())
@@ -244,11 +298,8 @@ func buffersOffset(slots int) int { return (2*ringBytes(slots) + 63) &^ 63 }
 
 // RxBurst implements dpdk.Port.
 func (p *Port) RxBurst(frames []dpdk.Frame) int {
-	if p.broken {
+	if p.broken || !p.up.Load() {
 		return 0
-	}
-	if p.armed {
-		p.disarm()
 	}
 	got := 0
 	for avail := p.rxAvailable(); avail > 0 && got < len(frames); avail-- {
@@ -264,6 +315,10 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 		got++
 	}
 	if got > 0 {
+		if p.armed {
+			p.armed = false
+			p.rx.maskInterrupt()
+		}
 		p.rxHeld += got
 		p.stats.RxFrames += uint64(got)
 		p.stats.RxBursts++
@@ -345,22 +400,24 @@ func (p *Port) publishFreed() {
 	}
 }
 
-// Arm asks the peer for a kick with the next packet, on Info().FD, and reports
-// whether the port is idle: false means that packets wait already, or that the
-// peer is gone. The next RxBurst ends it.
+// Arm asks the peer for a kick with the next packet, which makes Info().FD
+// readable, and reports whether the port is idle: false means that packets wait
+// already. The port stays armed until a burst finds packets.
 func (p *Port) Arm() (idle bool) {
-	if !p.armed {
-		p.armed = true
-		p.rx.unmaskInterrupt()
+	// Stale notifications first; one that comes later stays.
+	drain(p.signal)
+	if !p.up.Load() || p.broken {
+		return true
 	}
-	return p.broken || p.rxAvailable() == 0
+	drain(p.rxEvent)
+	p.armed = true
+	p.rx.unmaskInterrupt()
+	return p.rxAvailable() == 0
 }
 
-func (p *Port) disarm() {
-	p.armed = false
-	p.rx.maskInterrupt()
+func drain(eventfd int) {
 	var buf [8]byte
-	_, _ = unix.Read(p.rxEvent, buf[:]) // EAGAIN if there was no kick
+	_, _ = unix.Read(eventfd, buf[:]) // EAGAIN if nothing was pending
 }
 
 // Close disconnects and unmaps the memory: all frames become invalid. Closing
@@ -373,21 +430,27 @@ func (p *Port) Close() error {
 	if p.rxHeld > 0 {
 		err = fmt.Errorf("memif: port closed with %d received frames not given back", p.rxHeld)
 	}
-	_ = p.ctl.send(disconnect("closed"), -1) // fails if the peer is gone, which is fine
 	return errors.Join(err, p.release())
 }
 
-// release frees everything; also after a failed handshake.
+// release frees everything; also after a failed set-up.
 func (p *Port) release() error {
-	err := p.ctl.c.Close()
-	p.watcher.Wait()
-	for _, r := range p.regions {
-		r.close()
+	if p.ln != nil {
+		_ = p.ln.Close() // closed already if a client came
 	}
-	p.regions = nil
+	p.mu.Lock()
+	if p.ctl.c != nil {
+		if p.up.Load() {
+			_ = p.ctl.send(disconnect("closed"), -1) // fails if the peer is gone, which is fine
+		}
+		_ = p.ctl.c.Close()
+	}
+	p.mu.Unlock()
+	p.watcher.Wait()
 	p.broken = true
-	closeFD(p.txEvent)
-	closeFD(p.rxEvent)
-	p.txEvent, p.rxEvent = -1, -1
-	return err
+	p.forgetClient()
+	closeFD(p.signal)
+	closeFD(p.fd)
+	p.signal, p.fd = -1, -1
+	return nil
 }

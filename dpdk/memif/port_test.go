@@ -30,32 +30,30 @@ func testCtx(t testing.TB) context.Context {
 // pair is a server and a client connected over a socket in a temporary folder.
 func pair(t testing.TB, cfg Config) (server, client *Port) {
 	t.Helper()
-	ln, err := Listen(filepath.Join(t.TempDir(), "s"), cfg)
+	path := filepath.Join(t.TempDir(), "s")
+	server, err := Serve(path, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	type result struct {
-		p   *Port
-		err error
+	if client, err = Connect(testCtx(t), path, cfg); err != nil {
+		t.Fatal(err)
 	}
-	ch := make(chan result, 1)
-	ctx := testCtx(t)
-	go func() {
-		p, err := ln.Accept(ctx)
-		ch <- result{p, err}
-	}()
-	client, err = Connect(ctx, ln.Path(), cfg)
-	r := <-ch
-	if err != nil || r.err != nil {
-		t.Fatal(err, r.err)
-	}
+	waitUp(t, server)
 	t.Cleanup(func() {
-		if err := errors.Join(client.Close(), r.p.Close()); err != nil {
+		if err := errors.Join(client.Close(), server.Close()); err != nil {
 			t.Error(err)
 		}
 	})
-	return r.p, client
+	return server, client
+}
+
+func waitUp(t testing.TB, p *Port) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !p.Up(); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no client: %v", p.Err())
+		}
+	}
 }
 
 func send(p *Port, data []byte) bool {
@@ -203,13 +201,13 @@ func TestKickOnlyWhenArmed(t *testing.T) {
 			t.Fatal("no kick for an armed peer")
 		}
 		to.FreeBurst(rx[:to.RxBurst(rx[:])])
-		if readable(t, to.Info().FD, 0) {
-			t.Fatal("the kick was not taken back")
-		}
 		send(from, []byte("c"))
 		to.FreeBurst(rx[:to.RxBurst(rx[:])])
 		if from.Stats().Kicks != 1 {
 			t.Fatalf("%d kicks, want 1", from.Stats().Kicks)
+		}
+		if !to.Arm() || readable(t, to.Info().FD, 0) {
+			t.Fatal("the old kick was not taken back")
 		}
 	}
 }
@@ -329,16 +327,36 @@ func TestLyingPeer(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	t.Run("secret", func(t *testing.T) {
-		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{Secret: "right"})
+	serve := func(t *testing.T, cfg Config) (*Port, string) {
+		path := filepath.Join(t.TempDir(), "s")
+		p, err := Serve(path, cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer ln.Close()
-		go ln.Accept(testCtx(t))
-		_, err = Connect(testCtx(t), ln.Path(), Config{Secret: "wrong"})
+		t.Cleanup(func() {
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(path); !os.IsNotExist(err) {
+				t.Errorf("socket left behind: %v", err)
+			}
+		})
+		return p, path
+	}
+	t.Run("secret", func(t *testing.T) {
+		p, path := serve(t, Config{Secret: "right"})
+		_, err := Connect(testCtx(t), path, Config{Secret: "wrong"})
 		if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "incorrect secret") {
 			t.Fatalf("got %v", err)
+		}
+		// The right one still comes in.
+		c, err := Connect(testCtx(t), path, Config{Secret: "right"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		waitUp(t, p)
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 	t.Run("no server", func(t *testing.T) {
@@ -351,30 +369,36 @@ func TestRefusals(t *testing.T) {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Listen(path, Config{}); err == nil || !strings.Contains(err.Error(), "must be new") {
+		if _, err := Serve(path, Config{}); err == nil || !strings.Contains(err.Error(), "must be new") {
 			t.Fatalf("got %v", err)
 		}
 	})
-	t.Run("cancelled", func(t *testing.T) {
-		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{})
+	t.Run("silent server", func(t *testing.T) {
+		ln, err := net.Listen("unixpacket", filepath.Join(t.TempDir(), "s"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 		defer cancel()
-		if _, err := ln.Accept(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Fatalf("Accept: %v", err)
-		}
-		// A server that accepts and says nothing.
-		ctx, cancel = context.WithTimeout(context.Background(), 20*time.Millisecond)
-		defer cancel()
-		if _, err := Connect(ctx, ln.Path(), Config{}); err == nil || !strings.Contains(err.Error(), "did not answer") {
+		if _, err := Connect(ctx, ln.Addr().String(), Config{}); err == nil || !strings.Contains(err.Error(), "did not answer") {
 			t.Fatalf("Connect: %v", err)
 		}
 	})
+	t.Run("closed while waiting", func(t *testing.T) {
+		p, path := serve(t, Config{})
+		nc, err := net.Dial("unixpacket", path) // in the middle of a handshake
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		var f [1]dpdk.Frame
+		if p.Up() || p.RxBurst(f[:]) != 0 || p.AllocBurst(f[:]) != 0 || !p.Arm() {
+			t.Error("a port without a peer must be idle")
+		}
+	})
 	for _, cfg := range []Config{{RingLog2: 15}, {BufferBytes: 10}, {BufferBytes: 1 << 20}, {Name: strings.Repeat("n", 40)}, {Secret: strings.Repeat("s", 40)}} {
-		if _, err := Listen(filepath.Join(t.TempDir(), "s"), cfg); err == nil {
+		if _, err := Serve(filepath.Join(t.TempDir(), "s"), cfg); err == nil {
 			t.Errorf("accepted %+v", cfg)
 		}
 	}
@@ -401,12 +425,12 @@ func FuzzServerHandshake(f *testing.F) {
 	seed(ini, reg, named(typeConnect, "fuzz"))
 	seed(disconnect("bye"))
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{})
+		path := filepath.Join(t.TempDir(), "s")
+		p, err := Serve(path, Config{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer ln.Close()
-		nc, err := net.Dial("unixpacket", ln.Path())
+		nc, err := net.Dial("unixpacket", path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -429,8 +453,10 @@ func FuzzServerHandshake(f *testing.F) {
 			}
 			_ = k.c.CloseWrite()
 		}()
-		p, err := ln.Accept(testCtx(t))
-		if err == nil {
+		for !p.Up() && p.Err() == nil {
+			time.Sleep(10 * time.Microsecond)
+		}
+		if p.up.Load() {
 			var frames [16]dpdk.Frame
 			p.FreeBurst(frames[:p.RxBurst(frames[:])])
 			n := p.AllocBurst(frames[:])
@@ -438,9 +464,9 @@ func FuzzServerHandshake(f *testing.F) {
 				frames[i].Len = len(frames[i].Data)
 			}
 			p.TxBurst(frames[:n])
-			if err := p.Close(); err != nil {
-				t.Fatal(err)
-			}
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
 		}
 		nc.Close()
 		r.close()

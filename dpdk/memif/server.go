@@ -3,11 +3,9 @@ package memif
 import (
 	"context"
 	"crypto/subtle"
-	"errors"
 	"fmt"
 	"net"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,60 +14,76 @@ import (
 // one more per memory segment.
 const maxRegions = 8
 
-// Listener waits for clients on a socket. The socket file is readable and
-// writable for its owner only.
-type Listener struct {
-	ln  *net.UnixListener
-	cfg Config
-}
-
-// Listen makes the socket at path, which must not exist.
-func Listen(path string, cfg Config) (*Listener, error) {
+// Serve makes a port that waits for one client on a new socket at path, readable
+// and writable for this user only. The port is usable at once: until a client has
+// come (see Up), bursts find nothing. Clients that fail the handshake are refused
+// with a reason, which Err tells, and the port goes on waiting. The socket is gone
+// once a client is there.
+func Serve(path string, cfg Config) (*Port, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	p, err := newPort(Server, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("memif: listening on %s: %w (the path must be new, at most 107 bytes, in a directory that this user may write)", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("memif: %w", err), ln.Close())
-	}
-	return &Listener{ln: ln, cfg: cfg}, nil
-}
-
-// Path is the socket's path.
-func (l *Listener) Path() string { return l.ln.Addr().String() }
-
-// Accept waits for one client and sets the port up with it. A client that fails
-// is refused with a reason and Accept returns the error; it can be called again.
-// Ports stay when the listener closes.
-func (l *Listener) Accept(ctx context.Context) (*Port, error) {
-	_ = l.ln.SetDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { _ = l.ln.SetDeadline(time.Unix(1, 0)) })
-	nc, err := l.ln.AcceptUnix()
-	stop()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, fmt.Errorf("memif: no client on %s: %w", l.Path(), err)
-	}
-	p := &Port{role: Server, cfg: l.cfg, ctl: control{nc}, rxEvent: -1, txEvent: -1}
-	if err := p.serverHandshake(ctx); err != nil {
-		_ = p.ctl.send(disconnect(err.Error()), -1)
-		_ = p.release()
 		return nil, err
 	}
-	p.start()
+	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err == nil {
+		p.ln = ln
+		err = os.Chmod(path, 0o600)
+	}
+	if err != nil {
+		_ = p.release()
+		return nil, fmt.Errorf("memif: listening on %s: %w (the path must be new, at most 107 bytes, in a directory that this user may write)", path, err)
+	}
+	p.watcher.Add(1)
+	go p.accept()
 	return p, nil
 }
 
-// Close removes the socket.
-func (l *Listener) Close() error { return l.ln.Close() }
+// accept waits for a good client and then watches over it.
+func (p *Port) accept() {
+	defer p.watcher.Done()
+	for {
+		nc, err := p.ln.AcceptUnix()
+		if err != nil { // closed
+			p.end(fmt.Errorf("memif: no client came: %w", err))
+			return
+		}
+		p.mu.Lock()
+		p.ctl = control{nc}
+		if p.closing.Load() { // Close did not see this one
+			_ = nc.Close()
+		}
+		p.mu.Unlock()
+		if err = p.serverHandshake(); err == nil {
+			_ = p.ln.Close()
+			p.start()
+			p.watch()
+			return
+		}
+		_ = p.ctl.send(disconnect(err.Error()), -1)
+		_ = nc.Close()
+		p.forgetClient()
+		p.mu.Lock()
+		p.refused = err
+		p.mu.Unlock()
+	}
+}
 
-func (p *Port) serverHandshake(ctx context.Context) error {
-	defer p.ctl.guard(ctx)()
+// forgetClient undoes what a failed handshake had set up.
+func (p *Port) forgetClient() {
+	for _, r := range p.regions {
+		r.close()
+	}
+	p.regions = nil
+	closeFD(p.txEvent)
+	closeFD(p.rxEvent)
+	p.txEvent, p.rxEvent = -1, -1
+}
+
+func (p *Port) serverHandshake() error {
+	defer p.ctl.guard(context.Background())()
 	err := p.ctl.send(hello{
 		name: p.cfg.Name, minVersion: protocolVersion, maxVersion: protocolVersion, maxRegion: maxRegions - 1, maxLog2Ring: maxRingLog2,
 	}.encode(), -1)

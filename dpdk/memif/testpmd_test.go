@@ -2,7 +2,6 @@ package memif
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -154,18 +153,13 @@ func TestClientAgainstTestpmd(t *testing.T) {
 }
 
 func TestServerAgainstTestpmd(t *testing.T) {
-	ln, err := Listen(filepath.Join(t.TempDir(), "s"), Config{Name: "millrace"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	testpmd(t, "client", ln.Path())
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	p, err := ln.Accept(ctx)
+	socket := filepath.Join(t.TempDir(), "s")
+	p, err := Serve(socket, Config{Name: "millrace"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
+	testpmd(t, "client", socket)
+	waitUp(t, p)
 	exchange(t, p)
 }
