@@ -52,3 +52,11 @@ func ProcessCPU(pid int) (time.Duration, error) {
 	}
 	return time.Duration(ts.Nano()), nil
 }
+
+// OwnCPU is the CPU time of this process.
+func OwnCPU() time.Duration {
+	var ts unix.Timespec
+	// CLOCK_PROCESS_CPUTIME_ID of the own process cannot fail.
+	_ = unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &ts)
+	return time.Duration(ts.Nano())
+}

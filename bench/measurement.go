@@ -1,0 +1,169 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/bench/measure"
+	"github.com/millrace/millrace/bench/role"
+)
+
+const (
+	// readyTimeout bounds starting a process and setting up its devices and
+	// connections.
+	readyTimeout = 20 * time.Second
+	// overrun is how much longer than planned a measurement may take.
+	overrun = 15 * time.Second
+	// spinSlackNanos is the timer slack of processes that spin.
+	spinSlackNanos = 5_000_000
+)
+
+// part is one process of a measurement.
+type part struct {
+	name  string // client, proxy, broker
+	spec  role.Spec
+	place role.Place
+}
+
+// sample is what one measurement found.
+type sample struct {
+	result        role.Result
+	device, label string
+	cpuPerMessage map[string]float64 // µs: machine and parts
+	busyShare     map[string]float64
+	sendRT        *measure.Quantiles
+}
+
+// measureOnce starts servers, each of which gets the address of the one before
+// as its upstream, then the client, and measures.
+func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client part, verify bool) (*sample, error) {
+	var procs []*role.Process
+	defer func() {
+		for i := len(procs) - 1; i >= 0; i-- {
+			procs[i].Kill()
+		}
+	}()
+	address := ""
+	for _, s := range servers {
+		s.spec.Upstream = address
+		p, err := l.Start(s.name, s.spec, s.place)
+		if err != nil {
+			return nil, err
+		}
+		procs = append(procs, p)
+		e, err := p.Await(ctx, role.Ready, readyTimeout)
+		if err != nil {
+			return nil, err
+		}
+		address = e.URL
+	}
+	client.spec.URL = address
+	cl, err := l.Start(client.name, client.spec, client.place)
+	if err != nil {
+		return nil, err
+	}
+	procs = append(procs, cl)
+	ready, err := cl.Await(ctx, role.Ready, readyTimeout)
+	if err != nil {
+		return nil, err
+	}
+	s := &sample{device: ready.Device, label: ready.Label, busyShare: map[string]float64{}}
+	if err := cl.Tell(role.Start); err != nil {
+		return nil, err
+	}
+	if _, err := cl.Await(ctx, role.Measuring, client.spec.Warmup+overrun); err != nil {
+		return nil, err
+	}
+	before, err := snapshot(procs)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range procs[:len(servers)] {
+		if err := p.Tell(role.Mark); err != nil {
+			return nil, err
+		}
+		if _, err := p.Await(ctx, role.Marked, overrun); err != nil {
+			return nil, err
+		}
+	}
+	measured, err := cl.Await(ctx, role.Measured, client.spec.Duration+overrun)
+	if err != nil {
+		return nil, err
+	}
+	after, err := snapshot(procs)
+	if err != nil {
+		return nil, err
+	}
+	s.result = *measured.Result
+	if verify {
+		if err := cl.Tell(role.Verify); err != nil {
+			return nil, err
+		}
+		v, err := cl.Await(ctx, role.Verified, verifyTimeout)
+		if err != nil {
+			return nil, err
+		}
+		s.result.Lost, s.result.Duplicated = v.Result.Lost, v.Result.Duplicated
+	}
+	s.cpuPerMessage = perMessage(before, after, &s.result)
+	if b := s.result.BusyShare; b != nil {
+		s.busyShare[client.name] = *b
+	}
+	for i := len(procs) - 1; i >= 0; i-- {
+		e, err := procs[i].Stop(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if e.BusyShare != nil {
+			s.busyShare[procs[i].Name] = *e.BusyShare
+		}
+		if e.SendRT != nil {
+			s.sendRT = e.SendRT
+		}
+	}
+	return s, nil
+}
+
+// verifyTimeout bounds reading everything back.
+const verifyTimeout = 60 * time.Second
+
+// cpuTimes are CPU clocks at one moment.
+type cpuTimes struct {
+	at      time.Time
+	machine time.Duration
+	parts   map[string]time.Duration
+}
+
+func snapshot(procs []*role.Process) (cpuTimes, error) {
+	c := cpuTimes{at: time.Now(), parts: map[string]time.Duration{}}
+	var err error
+	if c.machine, err = measure.MachineCPU(); err != nil {
+		return c, err
+	}
+	for _, p := range procs {
+		d, err := p.CPU()
+		if err != nil {
+			return c, fmt.Errorf("%s process: %w", p.Name, err)
+		}
+		c.parts[p.Name] += d
+	}
+	return c, nil
+}
+
+// perMessage divides the CPU time between two snapshots by the messages of that
+// time. The snapshots lie around the client's own window, not on its edges, so
+// the message rate links the two.
+func perMessage(a, b cpuTimes, r *role.Result) map[string]float64 {
+	if r.Messages == 0 || r.Elapsed <= 0 {
+		return nil
+	}
+	messages := float64(r.Messages) / r.Elapsed.Seconds() * b.at.Sub(a.at).Seconds()
+	out := map[string]float64{"machine": micros(b.machine-a.machine) / messages}
+	for name, d := range b.parts {
+		out[name] = micros(d-a.parts[name]) / messages
+	}
+	return out
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }

@@ -1,0 +1,106 @@
+package roles
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/internal/transports"
+	"github.com/millrace/millrace/netpoll"
+)
+
+// runningLoop is a netpoll.Loop on a goroutine of its own.
+type runningLoop struct {
+	*netpoll.Loop
+	ended chan error
+}
+
+// startLoop makes and runs a loop for a role; url says which transport.
+func startLoop(spec role.Spec) (*runningLoop, error) {
+	backends, err := transports.Backends(spec.URL)
+	if err != nil {
+		return nil, err
+	}
+	idle, err := netpoll.ParseIdlePolicy(spec.Idle)
+	if err != nil {
+		return nil, err
+	}
+	l, err := netpoll.NewLoop(netpoll.Options{
+		Backends: backends, Idle: idle, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &runningLoop{l, make(chan error, 1)}
+	go func() { r.ended <- l.Run() }()
+	return r, nil
+}
+
+func (l *runningLoop) meter() *role.BusyMeter {
+	return role.NewBusyMeter(func() time.Duration { return l.Stats().Busy })
+}
+
+// shutdown drains the loop within two seconds.
+func (l *runningLoop) shutdown() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	return l.Shutdown(ctx)
+}
+
+// describe tells the parent what a connection really runs on.
+func describe(t netpoll.Transport) role.Event {
+	return role.Event{Device: t.Device, Label: t.Label}
+}
+
+// serveLoop listens with h until the parent says Stop.
+func serveLoop(ctx context.Context, spec role.Spec, c *role.Control, h netpoll.Handler) error {
+	l, err := startLoop(spec)
+	if err != nil {
+		return err
+	}
+	ln, err := l.Listen(spec.URL, h)
+	if err != nil {
+		l.Stop()
+		return err
+	}
+	c.Emit(role.Event{Kind: role.Ready, URL: ln.URL()})
+	return c.ServeUntilStop(ctx, l.meter(), l.ended, func() role.Event {
+		_ = l.shutdown() // the clients are gone: nothing is left to lose
+		return role.Event{}
+	})
+}
+
+// echoHandler sends every message back.
+type echoHandler struct{ netpoll.BaseHandler }
+
+func (echoHandler) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
+	for i := range ms {
+		b, err := c.Alloc(ms[i].Len())
+		if err != nil {
+			c.Close(fmt.Errorf("echo: %w", err))
+			return
+		}
+		copyMessage(b.Bytes(), &ms[i])
+		if err := c.Send(b); err != nil {
+			b.Release()
+			c.Close(fmt.Errorf("echo: %w", err))
+			return
+		}
+	}
+}
+
+// copyMessage gathers the pieces of m into dst.
+func copyMessage(dst []byte, m *netpoll.Message) {
+	n := copy(dst, m.Data)
+	for i := range m.Rest {
+		n += copy(dst[n:], m.Rest[i].Data)
+	}
+}
+
+// loopEcho sends every message back from a netpoll.Loop.
+func loopEcho(ctx context.Context, spec role.Spec, c *role.Control) error {
+	return serveLoop(ctx, spec, c, echoHandler{})
+}

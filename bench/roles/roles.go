@@ -1,0 +1,97 @@
+// Package roles holds what the processes of a benchmark do: both ends of the
+// ping-pongs and streams, and the servers and clients of the message path.
+package roles
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/bench/measure"
+	"github.com/millrace/millrace/bench/role"
+)
+
+// All is the table of roles for role.Serve.
+var All = map[string]role.Func{
+	"net-echo":  netEcho,
+	"net-ping":  netPing,
+	"loop-echo": loopEcho,
+	"loop-ping": loopPing,
+	"tcp-echo":  rawEcho(rawTCP),
+	"tcp-ping":  rawPing(rawTCP),
+	"udp-echo":  rawEcho(rawUDP),
+	"udp-ping":  rawPing(rawUDP),
+}
+
+// window is the time that counts: after the warm-up, for the duration.
+type window struct{ from, to time.Time }
+
+// open starts the warm-up, and tells the parent when the measurement starts.
+func open(ctx context.Context, spec role.Spec, c *role.Control) (window, error) {
+	if err := c.Expect(ctx, role.Start); err != nil {
+		return window{}, err
+	}
+	from := time.Now().Add(spec.Warmup)
+	go func() {
+		time.Sleep(time.Until(from))
+		c.Emit(role.Event{Kind: role.Measuring})
+	}()
+	return window{from, from.Add(spec.Duration)}, nil
+}
+
+// counts reports whether something that began at t is measured.
+func (w window) counts(t time.Time) bool { return !t.Before(w.from) }
+
+// over reports whether nothing new begins at t.
+func (w window) over(t time.Time) bool { return !t.Before(w.to) }
+
+// tally adds up what the connections of a ping-pong found.
+type tally struct {
+	mu       sync.Mutex
+	messages int64
+	bytes    int64
+	lost     atomic.Int64
+	extra    atomic.Int64
+	hist     *measure.Histogram
+}
+
+func newTally() *tally { return &tally{hist: measure.NewHistogram()} }
+
+// add records one round trip of n bytes; for a single goroutine.
+func (t *tally) add(rt time.Duration, n int) {
+	t.hist.Record(rt)
+	t.messages++
+	t.bytes += int64(n)
+}
+
+// addLocked is add for several goroutines.
+func (t *tally) addLocked(rt time.Duration, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.add(rt, n)
+}
+
+func (t *tally) result(w window) *role.Result {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	lost, extra := t.lost.Load(), t.extra.Load()
+	return &role.Result{
+		Messages: t.messages, Bytes: t.bytes, Elapsed: w.to.Sub(w.from), RT: t.hist.Quantiles(), Lost: &lost, Duplicated: &extra,
+	}
+}
+
+// finish reports a client's result and waits for the parent's Stop; then close
+// runs. m was marked when the measurement began.
+func finish(ctx context.Context, c *role.Control, m *role.BusyMeter, r *role.Result, close func()) error {
+	r.BusyShare = m.Share()
+	c.Emit(role.Event{Kind: role.Measured, Result: r})
+	return c.ServeUntilStop(ctx, nil, nil, func() role.Event {
+		close()
+		return role.Event{}
+	})
+}
+
+// cpuMeter is the meter of a process that blocks when there is nothing to do:
+// what it does is its CPU time.
+func cpuMeter() *role.BusyMeter { return role.NewBusyMeter(measure.OwnCPU) }

@@ -1,0 +1,77 @@
+package bench
+
+import (
+	"context"
+	"time"
+
+	"github.com/millrace/millrace/bench/messages"
+	"github.com/millrace/millrace/bench/report"
+	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/netpoll"
+)
+
+// rttJobs are the ping-pongs between two processes: of raw sockets and ports
+// (the floor), and through the whole message path.
+func (r *runner) rttJobs() []*job {
+	idle := r.o.Idle
+	if idle == "" {
+		idle = netpoll.Latency().Name
+		if len(r.cpus) < 2 {
+			idle = netpoll.Balanced().Name
+		}
+	}
+	var jobs []*job
+	if r.has("tcp") {
+		jobs = append(jobs, r.rttJob("tcp", "net", "message", "blocking", "net"))
+		if len(r.cpus) > 1 { // two processes that spin on one CPU measure its scheduler
+			jobs = append(jobs, r.rttJob("tcp", "epoll", "port", "latency", "tcp"))
+		}
+		jobs = append(jobs, r.rttJob("tcp", "epoll", "message", idle, "loop"))
+	}
+	return jobs
+}
+
+// rttJob measures roles kind-echo and kind-ping.
+func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
+	size := r.o.Size
+	if size == 0 && r.o.Input == "" {
+		size = defaultTransportSize
+	}
+	spec := role.Spec{Idle: idle, Input: r.o.Input, Size: size, Warmup: r.warmup(), Duration: r.o.Duration, Connections: 1}
+	if layer == "message" {
+		spec.Connections = r.o.Connections
+	}
+	slack := 0
+	if idle == "latency" {
+		slack = spinSlackNanos
+	}
+	server := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS, TimerSlackNanos: slack}}
+	server.spec.Role, server.spec.URL = kind+"-echo", transport+"://"+r.topo.farIP+":0"
+	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: slack}}
+	client.spec.Role = kind + "-ping"
+	return &job{
+		row: report.Row{
+			Workload: "rtt", Transport: transport, Topology: r.topo.name, Device: device, Layer: layer, Idle: idle, Emulated: r.emul,
+			Connections: spec.Connections, Placement: placement(client, server), MessageBytes: r.meanBytes(size),
+		},
+		once: func(ctx context.Context) (*sample, error) {
+			return measureOnce(ctx, &r.o.Launcher, []part{server}, client, false)
+		},
+		primary: rtP50,
+	}
+}
+
+// warmup is part of every measurement and not counted.
+func (r *runner) warmup() time.Duration { return max(100*time.Millisecond, r.o.Duration/5) }
+
+// meanBytes is the average message of the run's input, or size.
+func (r *runner) meanBytes(size int) float64 {
+	if size > 0 {
+		return float64(size)
+	}
+	ms, err := messages.Load(r.o.Input, size)
+	if err != nil { // it was loaded at the start
+		return 0
+	}
+	return messages.MeanBytes(ms)
+}

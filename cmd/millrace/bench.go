@@ -1,0 +1,185 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/bench"
+	"github.com/millrace/millrace/bench/report"
+	"github.com/millrace/millrace/bench/role"
+)
+
+type benchFlags struct {
+	options    bench.Options
+	transports []string
+	workload   string
+	headline   bool
+	json, html string
+	verbose    bool
+}
+
+func benchCommand() *cobra.Command {
+	var f benchFlags
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Compare kernel TCP, RDMA and DPDK on this machine",
+		Long: `Compare kernel TCP, RDMA and DPDK on this machine, each role in a process of its own.
+
+Exit status: 0; 1 if a measurement failed; 2 for wrong flags; 3 if a transport named with --transports
+could not run (the others ran).`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	fl := cmd.Flags()
+	fl.StringSliceVar(&f.transports, "transports", nil, "transports to compare: tcp,rdma,dpdk (default all that can run here)")
+	fl.StringVar(&f.options.Topology, "topology", "local", "local, or netns: two network namespaces joined by a veth pair (root)")
+	fl.StringVar(&f.workload, "workload", "all", strings.Join(bench.Workloads, ", ")+" or all; several with commas")
+	fl.IntVar(&f.options.Size, "size", 0, "bytes of every message (default 128 for rtt, else the built-in sample)")
+	fl.StringVar(&f.options.Input, "input", "", "file of real messages, one per line")
+	fl.Float64Var(&f.options.Rate, "rate", 0, "messages per second of the produce workload (default 2000)")
+	fl.IntVar(&f.options.Connections, "connections", 1, "connections of the client")
+	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, else balanced)")
+	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 1.5s, quick 0.5s)")
+	fl.BoolVar(&f.options.Quick, "quick", false, "one repetition of each, done within a minute")
+	fl.BoolVar(&f.headline, "headline", false, "print only the published claims as ratios of this run")
+	fl.StringVar(&f.json, "json", "", "write the results as JSON to this file, - for standard output")
+	fl.StringVar(&f.html, "html", "", "write the results as one page to this file")
+	fl.BoolVar(&f.verbose, "verbose", false, "show what the processes log")
+	cmd.AddCommand(benchDiffCommand())
+	return cmd
+}
+
+func (f *benchFlags) run(cmd *cobra.Command) error {
+	o := &f.options
+	if cmd.Flags().Changed("transports") && len(f.transports) == 0 {
+		return usageError("--transports names none: use tcp, rdma, dpdk")
+	}
+	o.Transports = f.transports
+	if f.workload != "all" {
+		o.Workloads = strings.Split(f.workload, ",")
+	}
+	for name, bad := range map[string]bool{
+		"--size must be at least 1":        cmd.Flags().Changed("size") && o.Size < 1,
+		"--rate must be above 0":           cmd.Flags().Changed("rate") && !(o.Rate > 0),
+		"--connections must be at least 1": o.Connections < 1,
+		"--duration must be above 0":       cmd.Flags().Changed("duration") && o.Duration <= 0,
+	} {
+		if bad {
+			return usageError("%s", name)
+		}
+	}
+	if f.headline && !cmd.Flags().Changed("workload") {
+		o.Workloads = bench.HeadlineWorkloads
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	o.Launcher = role.Launcher{Command: []string{self, roleName}}
+	if f.verbose {
+		o.Launcher.Log = cmd.ErrOrStderr()
+	}
+	o.Version = version
+	o.Progress = newProgress(os.Stderr)
+	// Found out before minutes of measuring, not after.
+	files, err := f.create()
+	if err != nil {
+		return err
+	}
+	rep, runErr := bench.Run(cmd.Context(), *o)
+	var usage *bench.UsageError
+	if errors.As(runErr, &usage) {
+		files.discard()
+		return &exitError{exitUsage, runErr}
+	}
+	if err := f.write(cmd, rep, files); err != nil {
+		return errors.Join(runErr, err)
+	}
+	if errors.Is(runErr, bench.ErrSkipped) && !errors.Is(runErr, bench.ErrFailed) && cmd.Context().Err() == nil {
+		return &exitError{exitSkipped, runErr}
+	}
+	return runErr
+}
+
+// outputs are the files that a run writes.
+type outputs struct{ json, html *os.File }
+
+func (f *benchFlags) create() (o outputs, err error) {
+	if f.json != "" && f.json != "-" {
+		if o.json, err = os.Create(f.json); err != nil {
+			return o, fmt.Errorf("--json: %w", err)
+		}
+	}
+	if f.html != "" {
+		if o.html, err = os.Create(f.html); err != nil {
+			o.discard()
+			return o, fmt.Errorf("--html: %w", err)
+		}
+	}
+	return o, nil
+}
+
+func (o *outputs) discard() {
+	for _, f := range []*os.File{o.json, o.html} {
+		if f != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}
+}
+
+func (f *benchFlags) write(cmd *cobra.Command, rep *report.Report, files outputs) error {
+	people := cmd.OutOrStdout()
+	if f.json == "-" {
+		people = cmd.ErrOrStderr()
+		if err := rep.WriteJSON(cmd.OutOrStdout()); err != nil {
+			return err
+		}
+	}
+	if err := closing(files.json, rep.WriteJSON); err != nil {
+		return err
+	}
+	if err := closing(files.html, rep.WriteHTML); err != nil {
+		return err
+	}
+	if f.headline {
+		return rep.WriteHeadline(people)
+	}
+	return rep.WriteTable(people)
+}
+
+func closing(f *os.File, write func(io.Writer) error) error {
+	if f == nil {
+		return nil
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+func benchDiffCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff A.json B.json",
+		Short: "Show how the results of two runs differ",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError("bench diff takes two files that `millrace bench --json FILE` wrote")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a, err := report.Read(args[0])
+			if err != nil {
+				return err
+			}
+			b, err := report.Read(args[1])
+			if err != nil {
+				return err
+			}
+			return report.WriteDiff(cmd.OutOrStdout(), a, b)
+		},
+	}
+}
