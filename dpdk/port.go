@@ -44,3 +44,18 @@ type PortInfo struct {
 	Ring   int // transmit ring, frames: more in flight are refused
 	FD     int // readable when RxBurst would find frames; -1 if the port must be polled
 }
+
+// LinkState is implemented by ports that come up after they were made, such as
+// memif, which waits for its peer.
+type LinkState interface {
+	// Up says whether frames can pass now. It may be called while another
+	// goroutine owns the port.
+	Up() bool
+}
+
+// Armer is implemented by ports whose Info().FD becomes readable only if asked for.
+type Armer interface {
+	// Arm asks for it, once, and reports whether the port is idle: false means that
+	// RxBurst would find frames already.
+	Arm() (idle bool)
+}

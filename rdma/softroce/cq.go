@@ -44,11 +44,14 @@ func (c *completionQueue) Poll(wcs []rdma.WC) int {
 	return n
 }
 
-// Arm implements rdma.CQ. Completions come from Progress alone and the link's
-// descriptor is readable whenever it has packets, so there is nothing to enable;
-// but whoever arms is about to sleep, so acknowledgements must not wait longer.
+// Arm implements rdma.CQ. Completions come from Progress alone, so what wakes the
+// owner is the link's descriptor. Whoever arms is about to sleep: acknowledgements
+// must not wait longer.
 func (c *completionQueue) Arm() error {
 	c.dev.flush = true
+	if a, ok := c.dev.link.(Armer); ok {
+		a.Arm() // the caller polls once more anyway
+	}
 	return nil
 }
 

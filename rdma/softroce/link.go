@@ -34,6 +34,13 @@ type Link interface {
 	Close() error
 }
 
+// Armer is implemented by a Link whose FD becomes readable only if asked for. Arm
+// asks for it, once, and reports whether the link is idle: false means that Rx
+// would find packets already.
+type Armer interface {
+	Arm() (idle bool)
+}
+
 // LinkAttr describes a Link.
 type LinkAttr struct {
 	Name  string         // softroce+udp, net_memif0, memory

@@ -1,0 +1,260 @@
+package dpdk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/intel-go/nff-go/types"
+
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+const (
+	headerBytes4 = types.EtherLen + types.IPv4MinLen + types.UDPLen
+	headerBytes6 = types.EtherLen + types.IPv6Len + types.UDPLen
+
+	// offsets within the IPv4 header (RFC 791)
+	ip4Len      = 2
+	ip4ID       = 4
+	ip4Frag     = 6
+	ip4Proto    = 9
+	ip4Checksum = 10
+	ip4Src      = 12
+	ip4Dst      = 16
+	// offsets within the IPv6 header (RFC 8200)
+	ip6Len  = 4
+	ip6Next = 6
+	ip6Src  = 8
+	ip6Dst  = 24
+
+	dontFragment  = 0x4000
+	fragmentField = 0x3fff // more-fragments flag and offset
+	timeToLive    = 64
+)
+
+// header is the Ethernet, IP and UDP header towards one peer, written in front of
+// each packet with its lengths filled in.
+type header struct {
+	b   [headerBytes6]byte
+	n   int    // headerBytes4 or headerBytes6
+	sum uint32 // IPv4: one's complement sum of the header with zero length and checksum
+}
+
+func newHeader(srcMAC, dstMAC types.MACAddress, src, dst netip.AddrPort) header {
+	var h header
+	b := h.b[:0]
+	b = append(b, dstMAC[:]...)
+	b = append(b, srcMAC[:]...)
+	if src.Addr().Is4() {
+		h.n = headerBytes4
+		b = binary.BigEndian.AppendUint16(b, types.IPV4Number)
+		b = append(b, types.IPv4VersionIhl, 0, 0, 0) // TOS, length
+		b = append(b, 0, 0)                          // identification: 0, never fragmented (RFC 6864 §4)
+		b = binary.BigEndian.AppendUint16(b, dontFragment)
+		b = append(b, timeToLive, types.UDPNumber, 0, 0)
+	} else {
+		h.n = headerBytes6
+		b = binary.BigEndian.AppendUint16(b, types.IPV6Number)
+		b = append(b, types.IPv6VtcFlow, 0, 0, 0, 0, 0, types.UDPNumber, timeToLive)
+	}
+	b = append(b, src.Addr().AsSlice()...)
+	b = append(b, dst.Addr().AsSlice()...)
+	b = binary.BigEndian.AppendUint16(b, src.Port())
+	b = binary.BigEndian.AppendUint16(b, dst.Port())
+	b = append(b, 0, 0, 0, 0) // length, checksum 0 (IBTA annex A17.3.1)
+	if h.n == headerBytes4 {
+		h.sum = onesSum(b[types.EtherLen : types.EtherLen+types.IPv4MinLen])
+	}
+	return h
+}
+
+// put writes the header for a packet of n bytes after UDP. frame is at least h.n
+// bytes long.
+func (h *header) put(frame []byte, n int) {
+	f := frame[:h.n]
+	copy(f, h.b[:h.n])
+	ip := f[types.EtherLen:]
+	if h.n == headerBytes4 {
+		total := uint32(n + types.UDPLen + types.IPv4MinLen)
+		binary.BigEndian.PutUint16(ip[ip4Len:], uint16(total))
+		binary.BigEndian.PutUint16(ip[ip4Checksum:], ^fold(h.sum+total))
+	} else {
+		binary.BigEndian.PutUint16(ip[ip6Len:], uint16(n+types.UDPLen))
+	}
+	binary.BigEndian.PutUint16(f[h.n-types.UDPLen+4:], uint16(n+types.UDPLen))
+}
+
+func onesSum(b []byte) (s uint32) {
+	for i := 0; i+1 < len(b); i += 2 {
+		s += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	return s
+}
+
+func fold(s uint32) uint16 {
+	s = s>>16 + s&0xffff
+	return uint16(s>>16 + s&0xffff)
+}
+
+// Drop is why a Link dropped a received frame.
+type Drop uint8
+
+const (
+	DropShort     Drop = iota // too short for its headers, or a length field disagrees
+	DropMAC                   // for another station
+	DropEtherType             // not the link's IP version (ARP, VLAN tags, …)
+	DropIPHeader              // IP version, options or header checksum
+	DropFragment              // a fragment
+	DropProtocol              // not UDP
+	DropAddress               // for another IP address
+	DropPort                  // for another UDP port
+	numDrops
+)
+
+var dropNames = [numDrops]string{
+	"short or inconsistent length", "other MAC address", "other EtherType", "bad IP header",
+	"IP fragment", "not UDP", "other IP address", "other UDP port",
+}
+
+func (d Drop) String() string {
+	if d < numDrops {
+		return dropNames[d]
+	}
+	return fmt.Sprintf("Drop(%d)", uint8(d))
+}
+
+// parsed is what a link keeps of a received frame.
+type parsed struct {
+	payload []byte
+	src     netip.AddrPort
+	// canonical: the header is as newHeader writes it, so the ICRC's pseudo header
+	// follows from addresses and ports alone
+	canonical bool
+}
+
+const accepted = numDrops
+
+// parser knows what a link's frames must look like.
+type parser struct {
+	mac    types.MACAddress
+	anyMAC bool
+	local  netip.AddrPort
+	v4     types.IPv4Address // local address, IPv4 links
+	v6     types.IPv6Address // local address, IPv6 links
+}
+
+func newParser(mac types.MACAddress, local netip.AddrPort) parser {
+	p := parser{mac: mac, local: local}
+	if local.Addr().Is4() {
+		p.v4 = types.ArrayToIPv4(local.Addr().As4())
+	} else {
+		p.v6 = local.Addr().As16()
+	}
+	return p
+}
+
+var broadcast = types.MACAddress{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+
+// parse checks a frame. Every byte of it may be hostile. The result is accepted
+// or the reason to drop the frame.
+func (p *parser) parse(frame []byte, out *parsed) Drop {
+	if len(frame) < headerBytes4+roce.BTHLen+roce.ICRCLen {
+		return DropShort
+	}
+	if dst := types.MACAddress(frame[:types.EtherAddrLen]); dst != p.mac && dst != broadcast && !p.anyMAC {
+		return DropMAC
+	}
+	etherType := binary.BigEndian.Uint16(frame[2*types.EtherAddrLen:])
+	ip := frame[types.EtherLen:]
+	if p.local.Addr().Is4() {
+		if etherType != types.IPV4Number {
+			return DropEtherType
+		}
+		return p.parse4(ip, out)
+	}
+	if etherType != types.IPV6Number {
+		return DropEtherType
+	}
+	return p.parse6(ip, out)
+}
+
+func (p *parser) parse4(ip []byte, out *parsed) Drop {
+	h := ip[:types.IPv4MinLen]
+	if h[0] != types.IPv4VersionIhl || fold(onesSum(h)) != 0xffff {
+		return DropIPHeader
+	}
+	total := int(binary.BigEndian.Uint16(h[ip4Len:]))
+	if total > len(ip) || total < types.IPv4MinLen+types.UDPLen {
+		return DropShort
+	}
+	frag := binary.BigEndian.Uint16(h[ip4Frag:])
+	if frag&fragmentField != 0 {
+		return DropFragment
+	}
+	if h[ip4Proto] != types.UDPNumber {
+		return DropProtocol
+	}
+	if types.SliceToIPv4(h[ip4Dst:]) != p.v4 {
+		return DropAddress
+	}
+	out.canonical = frag == dontFragment && binary.BigEndian.Uint16(h[ip4ID:]) == 0
+	src := netip.AddrFrom4([4]byte(h[ip4Src:ip4Dst]))
+	return p.parseUDP(ip[types.IPv4MinLen:total], src, out)
+}
+
+func (p *parser) parse6(ip []byte, out *parsed) Drop {
+	if len(ip) < types.IPv6Len+types.UDPLen {
+		return DropShort
+	}
+	h := ip[:types.IPv6Len]
+	if h[0]>>4 != types.IPv6VtcFlow>>4 {
+		return DropIPHeader
+	}
+	n := int(binary.BigEndian.Uint16(h[ip6Len:]))
+	if n > len(ip)-types.IPv6Len || n < types.UDPLen {
+		return DropShort
+	}
+	if h[ip6Next] != types.UDPNumber {
+		return DropProtocol
+	}
+	if types.IPv6Address(h[ip6Dst:types.IPv6Len]) != p.v6 {
+		return DropAddress
+	}
+	out.canonical = true // traffic class, flow label and hop limit count as ones
+	src := netip.AddrFrom16([16]byte(h[ip6Src:ip6Dst]))
+	return p.parseUDP(ip[types.IPv6Len:types.IPv6Len+n], src, out)
+}
+
+func (p *parser) parseUDP(udp []byte, src netip.Addr, out *parsed) Drop {
+	if binary.BigEndian.Uint16(udp[2:]) != p.local.Port() {
+		return DropPort
+	}
+	// RoCEv2 forbids padding between UDP and IP length.
+	if int(binary.BigEndian.Uint16(udp[4:])) != len(udp) || len(udp) < types.UDPLen+roce.BTHLen+roce.ICRCLen {
+		return DropShort
+	}
+	out.src = netip.AddrPortFrom(src, binary.BigEndian.Uint16(udp))
+	out.payload = udp[types.UDPLen:]
+	return accepted
+}
+
+// appendPseudo appends the ICRC's pseudo header of a frame that parse accepted.
+func appendPseudo(b, frame []byte, v4 bool) []byte {
+	b = append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	ip := len(b)
+	n := headerBytes6
+	if v4 {
+		n = headerBytes4
+	}
+	b = append(b, frame[types.EtherLen:n]...)
+	h := b[ip:]
+	if v4 {
+		h[1], h[8], h[ip4Checksum], h[ip4Checksum+1] = 0xff, 0xff, 0xff, 0xff // TOS, TTL, checksum
+	} else {
+		h[0] |= 0x0f
+		h[1], h[2], h[3], h[7] = 0xff, 0xff, 0xff, 0xff // class, flow label, hop limit
+	}
+	h[len(h)-2], h[len(h)-1] = 0xff, 0xff // UDP checksum
+	return b
+}
