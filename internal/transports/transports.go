@@ -27,18 +27,20 @@ type Transport struct {
 	// Probe tells whether it can run here; nil: it can. It is quick and leaves
 	// nothing behind.
 	Probe func() *Unavailable
-	// New makes the backend for one loop.
-	New func() (netpoll.Backend, error)
+	// New makes the backend for one loop that will listen at u or dial it.
+	New func(u *url.URL) (netpoll.Backend, error)
 }
+
+func available() *Unavailable { return nil }
 
 var tcp = Transport{
 	Scheme: "tcp",
-	Probe:  func() *Unavailable { return nil },
-	New:    func() (netpoll.Backend, error) { return netpoll.NewTCP(), nil },
+	Probe:  available,
+	New:    func(*url.URL) (netpoll.Backend, error) { return netpoll.NewTCP(), nil },
 }
 
 // All lists the transports in the order in which they are reported.
-func All() []Transport { return []Transport{tcp} }
+func All() []Transport { return []Transport{tcp, rdmaUDP, dpdkMemif} }
 
 // Schemes lists their names.
 func Schemes() []string {
@@ -63,6 +65,7 @@ func ByScheme(scheme string) (Transport, error) {
 // It fails with an *Unavailable where one cannot run here.
 func Backends(urls ...string) ([]netpoll.Backend, error) {
 	var schemes []string
+	first := map[string]*url.URL{}
 	for _, raw := range urls {
 		u, err := url.Parse(raw)
 		if err != nil || u.Scheme == "" || u.Host == "" {
@@ -70,6 +73,7 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 		}
 		if !slices.Contains(schemes, u.Scheme) {
 			schemes = append(schemes, u.Scheme)
+			first[u.Scheme] = u
 		}
 	}
 	var out []netpoll.Backend
@@ -81,7 +85,7 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 		if un := t.Probe(); un != nil {
 			return nil, un
 		}
-		b, err := t.New()
+		b, err := t.New(first[s])
 		if err != nil {
 			return nil, err
 		}
