@@ -1,0 +1,143 @@
+// Package eal makes ports of libdpdk: network cards that a PMD of libdpdk drives,
+// and virtual devices such as net_memif, net_ring or net_af_packet. It needs
+// cgo, the build tag dpdk and Debian's libdpdk-dev; without them every
+// constructor returns ErrNotBuilt.
+//
+// A port makes one cgo crossing per burst: the crossing transmits what is given,
+// receives into a stash, gives freed frames back and refills a stash of empty
+// frames. AllocBurst, RxBurst and FreeBurst work on the stashes and cross only
+// when a stash has run out. All arrays lie in C memory.
+//
+// # Threads
+//
+// Init runs rte_eal_init on a thread of its own that ends with it, so that the
+// CPU affinity it sets stays off Go's threads. libdpdk's own threads take no
+// signals. A port may be used from any goroutine, by one at a time: its pool is a
+// stack without locks that only the port's owner touches, so no thread needs to be
+// registered with libdpdk (and a goroutine needs no LockOSThread).
+//
+// # A net_memif peer that dies
+//
+// net_memif unmaps the shared memory on libdpdk's interrupt thread as soon as the
+// control socket of a peer closes, without regard for a burst under way. A port
+// holds the lock that this disconnect takes on its way for the length of each
+// burst, which makes the unmapping wait. The lock is found in the driver's private
+// structure and recognised by the random secret of the interface; see Guarded.
+// What remains: net_memif trusts the offsets and lengths that its peer writes into
+// the rings, so a hostile peer can crash this process.
+package eal
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+// ErrNotBuilt says that this binary has no libdpdk in it.
+var ErrNotBuilt = errors.New("dpdk/eal: this binary was built without libdpdk; install libdpdk-dev and gcc, then rebuild with `make build` (or `go build -tags dpdk`)")
+
+// Error is a failed call of libdpdk.
+type Error struct {
+	Op  string // function of libdpdk
+	Dev string // device, if any
+	Err error  // what the return value means
+	Log string // what libdpdk logged meanwhile
+}
+
+func (e *Error) Error() string {
+	s := "dpdk/eal: " + e.Op
+	if e.Dev != "" {
+		s += " " + e.Dev
+	}
+	s += ": " + e.Err.Error()
+	if e.Log != "" {
+		s += " (libdpdk: " + e.Log + ")"
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// Options size a port. Zero values take the defaults.
+type Options struct {
+	FrameBytes int // room of one frame; default 4352: a 4096-byte RoCE payload and all headers
+	Frames     int // frames that the owner can hold at once; default 768
+	Ring       int // descriptors per queue, for devices that can choose; default 256
+}
+
+const (
+	defaultFrameBytes = 4352
+	defaultFrames     = 768
+	defaultRing       = 256
+
+	maxFrameBytes = 65535 - 128 // an mbuf's 16-bit buffer length, less its headroom
+	maxFrames     = 1 << 16
+	maxRing       = 1 << 14 // ETH_MEMIF_MAX_LOG2_RING_SIZE
+)
+
+func (o Options) withDefaults() (Options, error) {
+	set := func(v *int, def, min, max int, what string) error {
+		if *v == 0 {
+			*v = def
+		}
+		if *v < min || *v > max {
+			return fmt.Errorf("dpdk/eal: %s is %d; it must be in %d…%d", what, *v, min, max)
+		}
+		return nil
+	}
+	if err := set(&o.FrameBytes, defaultFrameBytes, 64, maxFrameBytes, "Options.FrameBytes"); err != nil {
+		return o, err
+	}
+	if err := set(&o.Frames, defaultFrames, 1, maxFrames, "Options.Frames"); err != nil {
+		return o, err
+	}
+	return o, set(&o.Ring, defaultRing, 2, maxRing, "Options.Ring")
+}
+
+// Role of a net_memif interface. The server listens; the client connects, and its
+// memory holds the rings and buffers.
+type Role int
+
+const (
+	Server Role = iota
+	Client
+)
+
+func (r Role) String() string {
+	if r == Client {
+		return "client"
+	}
+	return "server"
+}
+
+// MemifConfig describes one net_memif interface: one link to one peer process.
+type MemifConfig struct {
+	Role Role
+	// Socket, ID and Secret name the interface. A server leaves them zero and gets
+	// its own back from MemifOf; a client is told them by the server.
+	Socket  string
+	ID      uint32
+	Secret  string
+	Options Options // Ring is rounded up to a power of two
+}
+
+// Memif is what a peer process needs to connect to a server interface.
+type Memif struct {
+	Socket string
+	ID     uint32
+	Secret string
+}
+
+// Port is a port of libdpdk.
+type Port interface {
+	dpdk.Port
+	dpdk.LinkState
+	// Guarded says whether a net_memif port can survive a peer that dies during a
+	// burst. It is false for other devices, which do not need it, and for a
+	// libdpdk whose net_memif is laid out in an unknown way.
+	Guarded() bool
+	// Dropped counts received frames that were dropped because they came in
+	// several segments.
+	Dropped() uint64
+}

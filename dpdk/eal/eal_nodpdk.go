@@ -1,0 +1,29 @@
+//go:build !dpdk || !cgo
+
+package eal
+
+import "context"
+
+// Available says whether this binary has libdpdk in it.
+const Available = false
+
+// Init returns ErrNotBuilt.
+func Init(args ...string) error { return ErrNotBuilt }
+
+// Version of libdpdk: none in this build.
+func Version() string { return "" }
+
+// Log of libdpdk: none in this build.
+func Log() string { return "" }
+
+// NewVdev returns ErrNotBuilt.
+func NewVdev(name, args string, opts Options) (Port, error) { return nil, ErrNotBuilt }
+
+// Open returns ErrNotBuilt.
+func Open(name string, opts Options) (Port, error) { return nil, ErrNotBuilt }
+
+// NewMemif returns ErrNotBuilt.
+func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) { return nil, Memif{}, ErrNotBuilt }
+
+// RemoveSocket does nothing in this build.
+func RemoveSocket() error { return nil }

@@ -1,0 +1,168 @@
+//go:build dpdk && cgo
+
+package eal
+
+// #include <stdlib.h>
+// #include "shim.h"
+import "C"
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+)
+
+// listener is this process's one listening memif socket. net_memif never closes a
+// listening descriptor once its last interface is removed, so one interface that
+// is never started (the anchor, id 0) keeps it in use for the life of the process;
+// server interfaces share it and differ by id and secret.
+var listener struct {
+	mu     sync.Mutex
+	socket string // empty: not made yet
+	nextID uint32
+	nextNo uint32 // numbers the devices of this process
+}
+
+const socketDirPrefix = "millrace-memif-"
+
+// handshakePatience bounds a client's wait for the server's answers.
+const handshakePatience = 10 * time.Second
+
+// NewMemif makes one net_memif interface. A server interface listens as soon as
+// NewMemif returns, and the Memif tells a client where; it comes up (Up) when the
+// client has connected. A client interface is up when NewMemif returns. The socket
+// lies in a private directory of the server process; RemoveSocket removes it.
+func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
+	if err := Init(); err != nil {
+		return nil, Memif{}, err
+	}
+	opts, err := cfg.Options.withDefaults()
+	if err != nil {
+		return nil, Memif{}, err
+	}
+	opts.Ring = 1 << log2ceil(opts.Ring)
+	m := Memif{Socket: cfg.Socket, ID: cfg.ID, Secret: cfg.Secret}
+	if cfg.Role == Server {
+		if m, err = newServer(); err != nil {
+			return nil, Memif{}, err
+		}
+	}
+	if err := validMemif(m); err != nil {
+		return nil, Memif{}, err
+	}
+	listener.mu.Lock()
+	name := fmt.Sprintf("net_memif%d", listener.nextNo)
+	listener.nextNo++
+	listener.mu.Unlock()
+	args := memifArgs(cfg.Role, m, opts)
+	p, err := open(name, &args, opts, &m, cfg.Role)
+	if err != nil {
+		return nil, Memif{}, err
+	}
+	if cfg.Role == Client {
+		// A client that goes away before the server greeted it makes net_memif
+		// close a descriptor that its interrupt thread still waits on, and libdpdk
+		// aborts the server process for that.
+		if err := waitUp(ctx, p); err != nil {
+			return nil, Memif{}, errors.Join(fmt.Errorf("dpdk/eal: the server at %s does not complete the memif handshake: %w (libdpdk: %s)", m.Socket, err, Log()), p.Close())
+		}
+	}
+	return p, m, nil
+}
+
+func waitUp(ctx context.Context, p Port) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakePatience)
+	defer cancel()
+	tick := time.NewTicker(500 * time.Microsecond)
+	defer tick.Stop()
+	for !p.Up() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// newServer names a server interface on the process's listening socket.
+func newServer() (Memif, error) {
+	listener.mu.Lock()
+	defer listener.mu.Unlock()
+	if listener.socket == "" {
+		sweepSocketDirs()
+		dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", socketDirPrefix, os.Getpid()))
+		if err != nil {
+			return Memif{}, fmt.Errorf("dpdk/eal: directory for the memif socket: %w", err)
+		}
+		m := Memif{Socket: filepath.Join(dir, "memif.sock"), Secret: secret()}
+		if err := anchor(m); err != nil {
+			return Memif{}, errors.Join(err, os.RemoveAll(dir))
+		}
+		listener.socket = m.Socket
+	}
+	listener.nextID++ // 0 is the anchor's
+	return Memif{Socket: listener.socket, ID: listener.nextID, Secret: secret()}, nil
+}
+
+// secret is 115 random bits in as many bytes as net_memif compares.
+func secret() string { return rand.Text()[:23] }
+
+func anchor(m Memif) error {
+	if err := validMemif(m); err != nil {
+		return err
+	}
+	opts, _ := Options{}.withDefaults()
+	name, args := C.CString("net_memif_anchor"), C.CString(memifArgs(Server, m, opts))
+	defer C.free(unsafe.Pointer(name))
+	defer C.free(unsafe.Pointer(args))
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	Log()
+	if rc := C.mr_memif_anchor(name, args); rc != 0 {
+		return &Error{Op: "rte_eal_hotplug_add", Dev: "net_memif", Err: cerror(rc), Log: Log()}
+	}
+	return nil
+}
+
+// RemoveSocket removes the directory of this process's listening memif socket. It
+// is for the end of the process: no server interface can be made after it.
+func RemoveSocket() error {
+	listener.mu.Lock()
+	defer listener.mu.Unlock()
+	if listener.socket == "" {
+		return nil
+	}
+	return os.RemoveAll(filepath.Dir(listener.socket))
+}
+
+// sweepSocketDirs removes what killed processes of this user left behind.
+func sweepSocketDirs() {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), socketDirPrefix+"*"))
+	for _, d := range dirs {
+		var pid int
+		rest := strings.TrimPrefix(filepath.Base(d), socketDirPrefix)
+		if _, err := fmt.Sscanf(rest, "%d-", &pid); err != nil || pid <= 0 {
+			continue
+		}
+		info, err := os.Lstat(d)
+		if err != nil || !info.IsDir() || info.Mode().Perm()&fs.ModePerm != 0o700 {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Getuid() {
+			continue
+		}
+		if syscall.Kill(pid, 0) == syscall.ESRCH {
+			os.RemoveAll(d)
+		}
+	}
+}

@@ -1,0 +1,203 @@
+//go:build dpdk && cgo
+
+package eal
+
+// #cgo noescape mr_burst
+// #cgo nocallback mr_burst
+// #include <stdlib.h>
+// #include "shim.h"
+import "C"
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"unsafe"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+// port is one port of libdpdk. c is C memory; everything else is set once.
+type port struct {
+	c       *C.struct_mr_port
+	info    dpdk.PortInfo
+	rxNext  C.uint32_t // first frame of c.rx that RxBurst has not handed out
+	removes bool       // the device goes with the port
+	closed  bool
+}
+
+// NewVdev attaches a virtual device, for instance NewVdev("net_af_packet0",
+// "iface=eth0", …), and makes a port of it. Close removes the device.
+func NewVdev(name, args string, opts Options) (Port, error) {
+	return open(name, &args, opts, nil, 0)
+}
+
+// Open makes a port of a device that Init found, by its name: a PCI address or the
+// name given with --vdev.
+func Open(name string, opts Options) (Port, error) {
+	return open(name, nil, opts, nil, 0)
+}
+
+func open(name string, args *string, opts Options, memif *Memif, role Role) (Port, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	if err := initLocked(nil); err != nil {
+		return nil, err
+	}
+	var free []unsafe.Pointer
+	cstring := func(s string) *C.char {
+		c := C.CString(s)
+		free = append(free, unsafe.Pointer(c))
+		return c
+	}
+	defer func() {
+		for _, p := range free {
+			C.free(p)
+		}
+	}()
+	cfg := (*C.struct_mr_config)(C.calloc(1, C.sizeof_struct_mr_config))
+	free = append(free, unsafe.Pointer(cfg))
+	cfg.name = cstring(name)
+	if args != nil {
+		cfg.args = cstring(*args)
+	}
+	cfg.frame_bytes = C.uint32_t(opts.FrameBytes)
+	cfg.frames = C.uint32_t(opts.Frames)
+	cfg.ring = C.uint32_t(opts.Ring)
+	if memif != nil {
+		cfg.memif_socket, cfg.memif_secret = cstring(memif.Socket), cstring(memif.Secret)
+		cfg.memif_id, cfg.memif_role = C.uint32_t(memif.ID), C.uint32_t(role)
+	}
+	p := &port{c: (*C.struct_mr_port)(C.calloc(1, C.sizeof_struct_mr_port)), removes: args != nil}
+	var step *C.char
+	Log()
+	if rc := C.mr_port_open(p.c, cfg, &step); rc != 0 {
+		C.free(unsafe.Pointer(p.c))
+		return nil, &Error{Op: C.GoString(step), Dev: name, Err: cerror(rc), Log: Log()}
+	}
+	p.info = dpdk.PortInfo{
+		Name:   name,
+		Driver: fmt.Sprintf("%s (libdpdk %s)", C.GoString(&p.c.driver[0]), Version()),
+		MAC:    net.HardwareAddr(C.GoBytes(unsafe.Pointer(&p.c.mac[0]), 6)),
+		MTU:    opts.FrameBytes - etherHeaderBytes,
+		Ring:   opts.Ring,
+		FD:     -1,
+	}
+	return p, nil
+}
+
+const etherHeaderBytes = 14
+
+// Info describes the port.
+func (p *port) Info() dpdk.PortInfo { return p.info }
+
+// Guarded says whether the port survives a net_memif peer that dies in a burst.
+func (p *port) Guarded() bool { return p.c != nil && p.c.guard != nil }
+
+// Dropped counts received frames of several segments.
+func (p *port) Dropped() uint64 { return uint64(p.c.chained) }
+
+// Up says whether the link is up. A net_memif link that went down stays down.
+func (p *port) Up() bool { return !p.closed && C.mr_port_up(p.c) == 1 }
+
+// AllocBurst takes empty frames from the stash.
+func (p *port) AllocBurst(frames []dpdk.Frame) int {
+	c := p.c
+	for i := range frames {
+		if c.n_alloc == 0 {
+			p.cross(0)
+			if c.n_alloc == 0 {
+				return i
+			}
+		}
+		c.n_alloc--
+		s := &c.alloc[c.n_alloc]
+		frames[i] = dpdk.Frame{Data: room(s), Handle: uint64(s.mbuf)}
+	}
+	return len(frames)
+}
+
+// TxBurst transmits at once, one crossing per 64 frames.
+func (p *port) TxBurst(frames []dpdk.Frame) int {
+	c := p.c
+	for sent := 0; ; {
+		n := min(len(frames)-sent, C.MR_BURST)
+		if n == 0 {
+			return sent
+		}
+		for i := range n {
+			f := &frames[sent+i]
+			s := &c.tx[i]
+			s.mbuf, s.len = C.uint64_t(f.Handle), C.uint32_t(f.Len)
+		}
+		p.cross(n)
+		sent += int(c.n_tx)
+		if int(c.n_tx) < n {
+			return sent
+		}
+	}
+}
+
+// RxBurst hands out what an earlier crossing received, or crosses.
+func (p *port) RxBurst(frames []dpdk.Frame) int {
+	c := p.c
+	if p.rxNext == c.n_rx {
+		p.cross(0)
+	}
+	n := min(len(frames), int(c.n_rx-p.rxNext))
+	for i := range n {
+		s := &c.rx[p.rxNext]
+		p.rxNext++
+		frames[i] = dpdk.Frame{Data: room(s), Len: int(s.len), Handle: uint64(s.mbuf)}
+	}
+	return n
+}
+
+// FreeBurst stashes frames for the next crossing.
+func (p *port) FreeBurst(frames []dpdk.Frame) {
+	c := p.c
+	for i := range frames {
+		if c.n_free == C.MR_BURST {
+			p.cross(0)
+		}
+		c.free[c.n_free] = C.uint64_t(frames[i].Handle)
+		c.n_free++
+	}
+}
+
+// cross makes the one call into C: it sends tx frames of c.tx, receives if all
+// received frames were handed out, and settles both stashes.
+func (p *port) cross(tx int) {
+	c := p.c
+	if p.rxNext == c.n_rx {
+		p.rxNext, c.n_rx = 0, 0
+	}
+	c.n_tx = C.uint32_t(tx)
+	C.mr_burst(c)
+}
+
+// Close stops the port, removes its device and frees its memory. The owner must
+// have stopped using the port. A second Close returns os.ErrClosed.
+func (p *port) Close() error {
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	if p.closed {
+		return os.ErrClosed
+	}
+	p.closed = true
+	remove := C.int(0)
+	if p.removes {
+		remove = 1
+	}
+	Log()
+	rc := C.mr_port_close(p.c, remove)
+	C.free(unsafe.Pointer(p.c))
+	if rc != 0 {
+		return &Error{Op: "rte_eth_dev_close", Dev: p.info.Name, Err: cerror(rc), Log: Log()}
+	}
+	return nil
+}

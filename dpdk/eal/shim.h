@@ -1,0 +1,83 @@
+// One port of libdpdk with one receive and one transmit queue, and the fused
+// burst that serves it. All memory named here is C memory: Go reads and writes
+// the arrays of struct mr_port between two calls of mr_burst, on the port's one
+// owner thread of the moment, so neither side needs atomics.
+#ifndef MILLRACE_EAL_SHIM_H
+#define MILLRACE_EAL_SHIM_H
+
+#include <stdint.h>
+
+// Frames moved by one crossing at most, in each direction.
+#define MR_BURST 64
+
+struct mr_slot {
+	uint64_t mbuf; // struct rte_mbuf *
+	uint8_t *data; // start of the frame
+	uint32_t len;  // used bytes
+	uint32_t room; // bytes from data to the end of the mbuf
+};
+
+struct mr_port {
+	uint32_t n_alloc; // alloc[0..n_alloc): empty mbufs, taken from the end
+	uint32_t n_tx;    // in: tx[0..n_tx) to send; out: how many were sent
+	uint32_t n_rx;    // out: rx[0..n_rx) received
+	uint32_t n_free;  // in: free[0..n_free) to give back; out: 0
+	uint32_t down;    // out: 1 once a link that was up has gone down
+	uint32_t port_id;
+	uint64_t chained; // received frames dropped because they had several segments
+	uint64_t no_mbuf; // refills that found the pool empty
+
+	struct mr_slot alloc[MR_BURST];
+	struct mr_slot tx[MR_BURST];
+	struct mr_slot rx[MR_BURST];
+	uint64_t free[MR_BURST];
+
+	void *pool;           // struct rte_mempool *
+	void *guard;          // rte_spinlock_t of net_memif's disconnect, or NULL
+	volatile uint32_t *guard_flags;
+	char name[64];
+	char driver[64];
+	uint8_t mac[6];
+	uint8_t was_up;
+};
+
+// mr_eal_init runs rte_eal_init with all signals blocked, so that the threads it
+// makes take none, and with libdpdk's output sent to the log below. 0, or
+// -rte_errno.
+int mr_eal_init(int argc, char **argv);
+
+// mr_log copies the newest bytes of libdpdk's log that fit and forgets them.
+uint32_t mr_log(char *to, uint32_t room);
+
+struct mr_config {
+	const char *name; // of the virtual device, or of a device probed by rte_eal_init
+	const char *args; // its arguments; NULL if the device exists already
+	uint32_t frame_bytes;
+	uint32_t frames;
+	uint32_t ring;
+	// net_memif only: what identifies the driver's private structure.
+	const char *memif_socket, *memif_secret;
+	uint32_t memif_id, memif_role;
+};
+
+// mr_port_open attaches the device, makes its pool, configures and starts it. On
+// failure *step says what failed and the result is -errno.
+int mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step);
+
+// mr_port_up returns 1 if the link is up.
+int mr_port_up(struct mr_port *p);
+
+// mr_port_close stops the device, removes it and frees its pool. remove is 1 for
+// a device that mr_port_open attached.
+int mr_port_close(struct mr_port *p, int remove);
+
+// mr_memif_anchor makes an interface that is never started, so that net_memif
+// keeps one listening socket for all server interfaces of this process.
+int mr_memif_anchor(const char *name, const char *args);
+
+// mr_burst does in one call: transmit, receive, give back, refill.
+void mr_burst(struct mr_port *p);
+
+const char *mr_strerror(int err);
+
+#endif

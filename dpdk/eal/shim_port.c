@@ -1,0 +1,231 @@
+//go:build dpdk && cgo
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <rte_alarm.h>
+#include <rte_dev.h>
+#include <rte_errno.h>
+#include <rte_ethdev.h>
+#include <rte_malloc.h>
+#include <rte_mbuf.h>
+#include <rte_memory.h>
+#include <rte_spinlock.h>
+
+#include "shim.h"
+
+// Exported by librte_ethdev to drivers; its result is opaque here.
+extern void *rte_eth_dev_allocated(const char *name);
+
+// dpdk_memory says whether n bytes at p lie in libdpdk's own memory and may be
+// read.
+static int
+dpdk_memory(const void *p, size_t n)
+{
+	const struct rte_memseg_list *a, *b;
+
+	if (((uintptr_t)p & 7) != 0)
+		return 0;
+	a = rte_mem_virt2memseg_list(p);
+	b = rte_mem_virt2memseg_list((const char *)p + n - 1);
+	return a != NULL && a == b;
+}
+
+// The start of struct pmd_internals of drivers/net/memif/rte_eth_memif.h, which
+// is not a public header (unchanged from DPDK 19.11 to 24.11).
+struct memif_private {
+	uint32_t id;
+	uint32_t role;
+	uint32_t flags;
+	char *socket;
+	char secret[24];
+	void *cc;
+	rte_spinlock_t cc_lock;
+};
+
+// find_guard locates net_memif's cc_lock. Nothing is taken on trust: the
+// structure counts as found only when it lies in libdpdk's memory and holds the
+// id, role, socket path and random secret that this interface was made with.
+// Where it is not found the port runs without the guard.
+static void
+find_guard(struct mr_port *p, const struct mr_config *c)
+{
+	void **dev = rte_eth_dev_allocated(c->name), **data = NULL;
+	struct memif_private *priv;
+	int i;
+
+	if (dev == NULL)
+		return;
+	// struct rte_eth_dev holds burst functions, then the pointer to its data,
+	// which starts with the device's name.
+	for (i = 0; i < 12 && data == NULL; i++)
+		if (dpdk_memory(dev[i], 512) && strncmp(dev[i], c->name, 64) == 0)
+			data = dev[i];
+	if (data == NULL)
+		return;
+	for (i = 8; i < 64; i++) {
+		if (!dpdk_memory(data[i], sizeof(*priv)))
+			continue;
+		priv = data[i];
+		if (priv->id != c->memif_id || priv->role != c->memif_role ||
+		    strncmp(priv->secret, c->memif_secret, sizeof(priv->secret)) != 0)
+			continue;
+		if (!dpdk_memory((void *)((uintptr_t)priv->socket & ~(uintptr_t)7), 128) ||
+		    strcmp(priv->socket, c->memif_socket) != 0)
+			continue;
+		p->guard = &priv->cc_lock;
+		p->guard_flags = &priv->flags;
+		return;
+	}
+}
+
+static int
+setup(struct mr_port *p, const struct mr_config *c, const char **step)
+{
+	struct rte_eth_conf conf;
+	struct rte_eth_dev_info info;
+	struct rte_ether_addr mac;
+	uint16_t nrx = c->ring, ntx = c->ring;
+	char pool[RTE_MEMPOOL_NAMESIZE];
+	uint32_t rings;
+	int ret;
+
+	*step = "rte_eth_dev_info_get";
+	ret = rte_eth_dev_info_get(p->port_id, &info);
+	if (ret != 0)
+		return ret;
+	snprintf(p->driver, sizeof(p->driver), "%s", info.driver_name);
+
+	*step = "rte_eth_dev_configure";
+	memset(&conf, 0, sizeof(conf));
+	ret = rte_eth_dev_configure(p->port_id, 1, 1, &conf);
+	if (ret != 0)
+		return ret;
+	rte_eth_dev_adjust_nb_rx_tx_desc(p->port_id, &nrx, &ntx);
+
+	// What can be out of the pool at once: the driver's rings, the four arrays
+	// of struct mr_port, and the frames that the owner holds. net_memif's rings
+	// hold no mbufs.
+	rings = c->memif_secret ? 0 : (uint32_t)nrx + ntx;
+	*step = "rte_pktmbuf_pool_create";
+	snprintf(pool, sizeof(pool), "mr_%u_%s", p->port_id, c->name);
+	p->pool = rte_pktmbuf_pool_create_by_ops(pool, rings + 4 * MR_BURST + c->frames, 0, 0,
+		c->frame_bytes + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY, "millrace_lifo");
+	if (p->pool == NULL)
+		return -rte_errno;
+
+	*step = "rte_eth_rx_queue_setup";
+	ret = rte_eth_rx_queue_setup(p->port_id, 0, nrx, SOCKET_ID_ANY, NULL, p->pool);
+	if (ret != 0)
+		return ret;
+	*step = "rte_eth_tx_queue_setup";
+	ret = rte_eth_tx_queue_setup(p->port_id, 0, ntx, SOCKET_ID_ANY, NULL);
+	if (ret != 0)
+		return ret;
+	if (c->memif_secret != NULL)
+		find_guard(p, c);
+	*step = "rte_eth_dev_start";
+	ret = rte_eth_dev_start(p->port_id);
+	if (ret != 0)
+		return ret;
+	if (rte_eth_macaddr_get(p->port_id, &mac) == 0)
+		memcpy(p->mac, mac.addr_bytes, 6);
+	return 0;
+}
+
+int
+mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step)
+{
+	uint16_t id;
+	int ret;
+
+	memset(p, 0, sizeof(*p));
+	snprintf(p->name, sizeof(p->name), "%s", c->name);
+	if (c->args != NULL) {
+		*step = "rte_eal_hotplug_add";
+		ret = rte_eal_hotplug_add("vdev", c->name, c->args);
+		if (ret != 0)
+			return ret;
+	}
+	*step = "rte_eth_dev_get_port_by_name";
+	ret = rte_eth_dev_get_port_by_name(c->name, &id);
+	if (ret == 0) {
+		p->port_id = id;
+		ret = setup(p, c, step);
+		if (ret == 0)
+			return 0;
+		if (c->args != NULL)
+			rte_eth_dev_close(id);
+	}
+	if (c->args != NULL)
+		rte_eal_hotplug_remove("vdev", c->name);
+	rte_mempool_free(p->pool);
+	return ret;
+}
+
+int
+mr_port_up(struct mr_port *p)
+{
+	struct rte_eth_link link;
+
+	memset(&link, 0, sizeof(link));
+	if (p->down || rte_eth_link_get_nowait(p->port_id, &link) != 0)
+		return 0;
+	return link.link_status == RTE_ETH_LINK_UP;
+}
+
+struct stop {
+	struct mr_port *p;
+	sem_t done;
+	int ret;
+};
+
+static void
+stop_and_close(void *arg)
+{
+	struct stop *s = arg;
+	int ret;
+
+	s->ret = rte_eth_dev_stop(s->p->port_id);
+	ret = rte_eth_dev_close(s->p->port_id);
+	if (s->ret == 0)
+		s->ret = ret;
+	sem_post(&s->done);
+}
+
+int
+mr_port_close(struct mr_port *p, int remove)
+{
+	struct stop s = {.p = p};
+	int memif = strcmp(p->driver, "net_memif") == 0, ret;
+
+	sem_init(&s.done, 0, 0);
+	// net_memif disconnects on the interrupt thread when the peer goes, without
+	// a lock against a stop on another thread. Alarms run on that same thread,
+	// so there the two cannot meet.
+	if (!memif || rte_eal_alarm_set(1, stop_and_close, &s) != 0)
+		stop_and_close(&s);
+	while (sem_wait(&s.done) != 0 && errno == EINTR)
+		;
+	sem_destroy(&s.done);
+	ret = s.ret;
+	if (remove) {
+		int r = rte_eal_hotplug_remove("vdev", p->name);
+
+		if (ret == 0)
+			ret = r;
+	}
+	// All mbufs go with the pool, whoever holds them.
+	rte_mempool_free(p->pool);
+	p->pool = NULL;
+	return ret;
+}
+
+int
+mr_memif_anchor(const char *name, const char *args)
+{
+	return rte_eal_hotplug_add("vdev", name, args);
+}
