@@ -155,6 +155,9 @@ func (el *EventLoop) accept(ln net.Listener, h netpoll.Handler) {
 			defer el.setups.Done()
 			c, err := el.serve(nc, h)
 			<-slots
+			if err != nil && el.ctx.Err() != nil {
+				return // because the event loop closes
+			}
 			if err != nil {
 				el.loop.Logger().Warn("connection refused", "listen", ln.Addr(), "remote", nc.RemoteAddr(), "err", err)
 				return
@@ -313,12 +316,13 @@ func (el *EventLoop) offer(nc net.Conn) (*conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("rdma: no device for %s: %w", p.Addr, err)
 		}
+		shared = shared && el.fabric.PerPeer()
 		c, err := el.establish(d, p.Addr)
 		if err != nil {
 			return nil, err
 		}
 		err = bootstrap.Send(nc, &bootstrap.Offer{
-			Instance: bootstrap.Self(), Loop: el.id, Shared: shared && el.fabric.PerPeer(), Link: d.link, QP: c.describe(),
+			Instance: bootstrap.Self(), Loop: el.id, Shared: shared, Link: d.link, QP: c.describe(),
 		})
 		if err != nil {
 			return c, err

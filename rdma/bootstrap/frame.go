@@ -73,10 +73,13 @@ func Append(b []byte, m Message) ([]byte, error) {
 	if err := m.validate(); err != nil {
 		return b, fmt.Errorf("rdma: bootstrap %v: %w", m.kind(), err)
 	}
-	body, err := json.Marshal(m)
-	if err != nil {
+	var buf bytes.Buffer
+	e := json.NewEncoder(&buf)
+	e.SetEscapeHTML(false) // '<' is one byte, as maxBody counts it
+	if err := e.Encode(m); err != nil {
 		return b, fmt.Errorf("rdma: bootstrap %v: %w", m.kind(), err)
 	}
+	body := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	if len(body) > maxBody {
 		return b, fmt.Errorf("rdma: bootstrap %v of %d bytes, limit %d: shorten the link parameters", m.kind(), len(body), maxBody)
 	}
@@ -92,9 +95,15 @@ func Append(b []byte, m Message) ([]byte, error) {
 // frames.
 func Read(r io.Reader) (Message, error) {
 	var h [headerBytes]byte
-	n, err := io.ReadFull(r, h[:])
+	// What is foreign may be shorter than a header.
+	n, err := io.ReadAtLeast(r, h[:], len(magic))
 	if n >= 1 && string(h[:min(n, 4)]) != magic[:min(n, 4)] {
 		return nil, foreign(h[:n])
+	}
+	if err == nil && n < len(h) {
+		var more int
+		more, err = io.ReadFull(r, h[n:])
+		n += more
 	}
 	if err != nil {
 		return nil, short(err, n)
