@@ -27,7 +27,8 @@ func pingPong(b *testing.B, p dpdk.Port, other func()) {
 		for p.AllocBurst(tx[:1]) == 0 {
 		}
 		tx[0].Len = 128
-		for p.TxBurst(tx[:1]) == 0 {
+		for p.TxBurst(tx[:1]) == 0 { // until the client has polled once
+			other()
 		}
 		for {
 			other()

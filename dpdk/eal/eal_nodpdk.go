@@ -23,7 +23,9 @@ func NewVdev(name, args string, opts Options) (Port, error) { return nil, ErrNot
 func Open(name string, opts Options) (Port, error) { return nil, ErrNotBuilt }
 
 // NewMemif returns ErrNotBuilt.
-func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) { return nil, Memif{}, ErrNotBuilt }
+func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
+	return nil, Memif{}, ErrNotBuilt
+}
 
 // RemoveSocket does nothing in this build.
 func RemoveSocket() error { return nil }

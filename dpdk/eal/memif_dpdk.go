@@ -32,7 +32,7 @@ var listener struct {
 	nextNo uint32 // numbers the devices of this process
 }
 
-const socketDirPrefix = "millrace-memif-"
+const socketDirPrefix = "millrace-dpdk-"
 
 // handshakePatience bounds a client's wait for the server's answers.
 const handshakePatience = 10 * time.Second

@@ -27,6 +27,7 @@ var _ dpdk.Pairs = (*Pairs)(nil)
 const (
 	paramSocket = "memif-socket"
 	paramSecret = "memif-secret"
+	paramID     = "memif-id" // absent: 0; libdpdk's interfaces share a socket
 )
 
 // Name implements dpdk.Pairs.
@@ -59,7 +60,15 @@ func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, er
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("%w: the peer described no memif socket: are both ends of one kind?", ErrProtocol)
 	}
-	p, err := Connect(ctx, path, Config{Name: "millrace", Secret: link[paramSecret]})
+	cfg := Config{Name: "millrace", Secret: link[paramSecret]}
+	if v, ok := link[paramID]; ok {
+		id, err := strconv.ParseUint(v, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("%w: the peer described a memif with %s=%q", ErrProtocol, paramID, v)
+		}
+		cfg.ID = uint32(id)
+	}
+	p, err := Connect(ctx, path, cfg)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: memif joins processes of one machine that share a file system; use rdma:// or tcp:// between machines", err)
 	}

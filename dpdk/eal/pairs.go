@@ -1,0 +1,60 @@
+package eal
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+
+	"github.com/millrace/millrace/dpdk"
+)
+
+// Pairs is dpdk.Pairs over libdpdk's net_memif. The other end may be of libdpdk or
+// dpdk/memif: they speak one protocol. The serving side's socket is the process's
+// only one and stays until RemoveSocket.
+type Pairs struct {
+	Options Options
+}
+
+var _ dpdk.Pairs = (*Pairs)(nil)
+
+// Names of the parameters by which a port is described to the peer; those of
+// dpdk/memif, which needs no id.
+const (
+	paramSocket = "memif-socket"
+	paramSecret = "memif-secret"
+	paramID     = "memif-id"
+)
+
+// Name implements dpdk.Pairs.
+func (*Pairs) Name() string { return "memif" }
+
+// Serve implements dpdk.Pairs.
+func (s *Pairs) Serve(ctx context.Context) (dpdk.Port, map[string]string, error) {
+	p, m, err := NewMemif(ctx, MemifConfig{Role: Server, Options: s.Options})
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, map[string]string{
+		paramSocket: m.Socket, paramSecret: m.Secret, paramID: strconv.FormatUint(uint64(m.ID), 10),
+	}, nil
+}
+
+// Join implements dpdk.Pairs.
+func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, error) {
+	m := Memif{Socket: link[paramSocket], Secret: link[paramSecret]}
+	if v, ok := link[paramID]; ok {
+		id, err := strconv.ParseUint(v, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("dpdk/eal: the peer described a memif with %s=%q: want a 32-bit number", paramID, v)
+		}
+		m.ID = uint32(id)
+	}
+	p, _, err := NewMemif(ctx, MemifConfig{Role: Client, Socket: m.Socket, ID: m.ID, Secret: m.Secret, Options: s.Options})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close implements dpdk.Pairs.
+func (s *Pairs) Close() error { return nil }
