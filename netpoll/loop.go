@@ -71,6 +71,9 @@ type Loop struct {
 	queue  *submitQueue
 	wake   *waker
 
+	hooks      []func(now int64) (deadline int64)
+	hooksDue   int64 // earliest deadline of hooks, 0 = none
+
 	conns      map[*Conn]struct{}
 	dirty      []*Conn // queued something since the last flush
 	writable   []*Conn // owed an OnWritable
@@ -222,6 +225,22 @@ func (l *Loop) WatchFD(fd int) error { return l.wake.watch(fd) }
 // UnwatchFD undoes WatchFD; call it before fd is closed.
 func (l *Loop) UnwatchFD(fd int) error { return l.wake.unwatch(fd) }
 
+// AtCycleEnd makes the loop call fn at the end of every duty cycle that found
+// work, after handlers ran and before what they sent is flushed: the place to
+// close what a cycle's messages filled, a batch for instance. fn returns the Now
+// value at which it must be called even without work, 0 for none. Loop's
+// goroutine, or before Run.
+func (l *Loop) AtCycleEnd(fn func(now int64) (deadline int64)) { l.hooks = append(l.hooks, fn) }
+
+func (l *Loop) runHooks() {
+	l.hooksDue = 0
+	for _, fn := range l.hooks {
+		if d := fn(l.now); d != 0 && (l.hooksDue == 0 || d < l.hooksDue) {
+			l.hooksDue = max(1, d)
+		}
+	}
+}
+
 func (l *Loop) backend(rawURL string) (Backend, *url.URL, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -351,6 +370,9 @@ func (l *Loop) cycle() int {
 	for _, b := range l.backends {
 		work += b.Poll(pollBudget)
 	}
+	if work > 0 || l.hooksDue != 0 && l.now >= l.hooksDue {
+		l.runHooks()
+	}
 	l.flush()
 	return work
 }
@@ -386,6 +408,9 @@ func (l *Loop) flush() {
 // the submission queue once more, block.
 func (l *Loop) park() {
 	deadline := l.timers.next()
+	if l.hooksDue != 0 && (deadline == 0 || l.hooksDue < deadline) {
+		deadline = l.hooksDue
+	}
 	for _, b := range l.backends {
 		d, idle := b.Arm()
 		if !idle {

@@ -160,3 +160,41 @@ func TestIdlePolicy(t *testing.T) {
 		t.Error("unknown policy accepted")
 	}
 }
+
+func TestCycleEnd(t *testing.T) {
+	l, err := NewLoop(Options{Pool: testPool(t, 8<<20), Idle: Efficient()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	worked := false
+	var calls []bool // was there work in the cycle?
+	woken := make(chan struct{})
+	l.AtCycleEnd(func(now int64) int64 {
+		calls = append(calls, worked)
+		worked = false
+		if len(calls) == 1 {
+			return now + int64(2*time.Millisecond)
+		}
+		if len(calls) == 2 {
+			close(woken)
+		}
+		return 0
+	})
+	run := make(chan error, 1)
+	go func() { run <- l.Run() }()
+	if err := l.Do(func() { worked = true }); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-woken:
+	case <-time.After(5 * time.Second):
+		t.Fatal("the deadline of a hook did not wake the loop")
+	}
+	l.Stop()
+	if err := <-run; err != nil {
+		t.Fatal(err)
+	}
+	if len(calls) != 2 || !calls[0] || calls[1] {
+		t.Errorf("calls %v: want one after work, one at the deadline", calls)
+	}
+}
