@@ -71,8 +71,8 @@ type Loop struct {
 	queue  *submitQueue
 	wake   *waker
 
-	hooks      []func(now int64) (deadline int64)
-	hooksDue   int64 // earliest deadline of hooks, 0 = none
+	hooks    []func(now int64) (deadline int64)
+	hooksDue int64 // earliest deadline of hooks, 0 = none
 
 	conns      map[*Conn]struct{}
 	dirty      []*Conn // queued something since the last flush
