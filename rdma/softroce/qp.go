@@ -62,6 +62,7 @@ type queuePair struct {
 	windowCredit    int32  // packets acknowledged towards one more
 	sinceAckReq     int32  // packets sent since one that asked for an acknowledgement
 	backoff         uint8  // expiries without progress
+	attempts        uint8  // expiries and RNR NAKs without progress, up to minAttempts
 	waitRNR         bool   // the peer has no receive posted: the timer says when to try again
 	sawRNR          bool   // the peer's last word was RNR
 	timing          bool   // rttPSN is being timed

@@ -19,8 +19,8 @@ func TestExactlyOnceInOrder(t *testing.T) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			p := newPair(t, seed, Faults{
 				Loss: 0.01, Duplicate: 0.005, Corrupt: 0.002, Reorder: 0.01, ReorderBy: 30 * time.Microsecond, Delay: 5 * time.Microsecond,
-			}, 1024, options{slot: 5000})
-			p.run(t, newTraffic(seed, count, 5000), 10*time.Minute)
+			}, 512, options{slot: 2048})
+			p.run(t, newTraffic(seed, count, 2048), 10*time.Minute)
 			checkNothingLeft(t, p)
 			a, b := p.a.dev.Stats(), p.b.dev.Stats()
 			t.Logf("%v of virtual time, %d packets lost, %d retransmitted, %d time-outs, %d duplicates, %d bad ICRC",
@@ -198,6 +198,25 @@ func TestPeerDies(t *testing.T) {
 	}
 	if s := p.b.dev.Stats(); s.DropQPN == 0 {
 		t.Errorf("no packet for the closed pair was counted: %+v", s)
+	}
+}
+
+// TestStoppedProcess: this process stands still for longer than the peer's time-out
+// while the acknowledgement lies in its socket.
+func TestStoppedProcess(t *testing.T) {
+	p := newPair(t, 1, Faults{}, 1024, options{ackDelay: -1})
+	p.b.postRecvs(t, 1)
+	p.a.send(t, 1, []byte("x"))
+	now := p.net.Now()
+	p.a.dev.Progress(now)
+	p.b.dev.Progress(now)
+	p.b.dev.Progress(now)
+	now += int64(time.Minute)
+	p.net.Advance(now)
+	p.a.dev.Progress(now)
+	p.settle(t, time.Second)
+	if wcs := p.a.poll(); len(wcs) != 1 || wcs[0].Status != rdma.Success {
+		t.Fatalf("completions %+v", wcs)
 	}
 }
 

@@ -18,6 +18,8 @@ const (
 	rtoFirst = int64(4 * time.Millisecond)
 	rtoMin   = int64(2 * time.Millisecond)
 	rtoMax   = int64(250 * time.Millisecond)
+
+	minAttempts = 4 // before a peer counts as dead
 )
 
 // transmit sends at most limit packets. more tells that the pair still has packets
@@ -166,8 +168,7 @@ func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 		s.RNRNAKsReceived++
 		q.advance(psn, now)
 		q.sawRNR = true
-		if now-q.progressAt >= q.dev.peerDelay {
-			q.fail(rdma.RNRRetryExceeded, rdma.FlushError)
+		if q.givenUp(now) {
 			return
 		}
 		q.goBack()
@@ -201,7 +202,7 @@ func (q *queuePair) advance(psn uint32, now int64) {
 		return
 	}
 	q.una = psn
-	q.backoff = 0
+	q.backoff, q.attempts = 0, 0
 	q.sawRNR = false
 	q.waitRNR = false
 	q.progressAt = now
@@ -280,12 +281,7 @@ func (q *queuePair) expired(now int64) {
 		return
 	}
 	q.dev.stats.Timeouts++
-	if now-q.progressAt >= q.dev.peerDelay {
-		st := rdma.RetryExceeded
-		if q.sawRNR {
-			st = rdma.RNRRetryExceeded
-		}
-		q.fail(st, rdma.FlushError)
+	if q.givenUp(now) {
 		return
 	}
 	if q.rto() < rtoMax {
@@ -294,4 +290,20 @@ func (q *queuePair) expired(now int64) {
 	q.lost(minWindow)
 	q.goBack()
 	q.setTimer(now + q.rto())
+}
+
+// givenUp counts an attempt without progress and fails the pair when the peer's
+// time is up. Several attempts must have been made as well: after this process was
+// stopped for a while, the clock alone says nothing about the peer.
+func (q *queuePair) givenUp(now int64) bool {
+	q.attempts = min(q.attempts+1, minAttempts)
+	if q.attempts < minAttempts || now-q.progressAt < q.dev.peerDelay {
+		return false
+	}
+	st := rdma.RetryExceeded
+	if q.sawRNR {
+		st = rdma.RNRRetryExceeded
+	}
+	q.fail(st, rdma.FlushError)
+	return true
 }
