@@ -218,7 +218,10 @@ func TestPeerBreaksProtocol(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			server := startNode(t, nodeOptions{loop: netpoll.Options{MaxMessageBytes: 20_000}})
 			sh := newCollector()
+			open := make(chan struct{})
+			sh.open = func(*netpoll.Conn) { close(open) }
 			r := dialRaw(t, server.listen(sh), nil)
+			<-open // what comes before it refuses the connection
 			for _, m := range tc.send {
 				r.send(m.imm, m.hasImm, m.bytes)
 			}
