@@ -170,6 +170,9 @@ func (p *Producer) wakeWaiter() {
 	}
 }
 
+// Staged reports whether records wait in the ring. Any goroutine.
+func (p *Producer) Staged() bool { return p.staged() > 0 }
+
 // staged is how many bytes of the ring are in use.
 func (p *Producer) staged() int { return int(p.shared.Load()&^shutBit - p.head.Load()) }
 

@@ -87,6 +87,9 @@ func (s *Store) openAll() error {
 
 func (s *Store) path(topic string) string { return filepath.Join(s.dir, "topics", topic, "0") }
 
+// Durability is what the appends of its logs wait for.
+func (s *Store) Durability() Durability { return s.opts.Durability }
+
 // Topic returns the log of topic, nil if there is none.
 func (s *Store) Topic(topic string) *Log {
 	s.mu.Lock()
