@@ -52,7 +52,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 			return nil, err
 		}
 		procs = append(procs, p)
-		e, err := p.Await(ctx, role.Ready, readyTimeout)
+		e, err := p.Await(ctx, readyTimeout, role.Ready)
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +64,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 		return nil, err
 	}
 	procs = append(procs, cl)
-	ready, err := cl.Await(ctx, role.Ready, readyTimeout)
+	ready, err := cl.Await(ctx, readyTimeout, role.Ready)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err := cl.Tell(role.Start); err != nil {
 		return nil, err
 	}
-	if _, err := cl.Await(ctx, role.Measuring, client.spec.Warmup+overrun); err != nil {
+	if _, err := cl.Await(ctx, client.spec.Warmup+overrun, role.Measuring); err != nil {
 		return nil, err
 	}
 	before, err := snapshot(procs)
@@ -83,11 +83,11 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 		if err := p.Tell(role.Mark); err != nil {
 			return nil, err
 		}
-		if _, err := p.Await(ctx, role.Marked, overrun); err != nil {
+		if _, err := p.Await(ctx, overrun, role.Marked); err != nil {
 			return nil, err
 		}
 	}
-	measured, err := cl.Await(ctx, role.Measured, client.spec.Duration+overrun)
+	measured, err := cl.Await(ctx, client.spec.Duration+overrun, role.Measured)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 		if err := cl.Tell(role.Verify); err != nil {
 			return nil, err
 		}
-		v, err := cl.Await(ctx, role.Verified, verifyTimeout)
+		v, err := cl.Await(ctx, verifyTimeout, role.Verified)
 		if err != nil {
 			return nil, err
 		}

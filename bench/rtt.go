@@ -4,9 +4,9 @@ import (
 	"context"
 	"time"
 
-	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
 )
 
@@ -20,13 +20,26 @@ func (r *runner) rttJobs() []*job {
 			idle = netpoll.Balanced().Name
 		}
 	}
+	spin := len(r.cpus) > 1 // two processes that spin on one CPU measure its scheduler
 	var jobs []*job
 	if r.has("tcp") {
 		jobs = append(jobs, r.rttJob("tcp", "net", "message", "blocking", "net"))
-		if len(r.cpus) > 1 { // two processes that spin on one CPU measure its scheduler
+		if spin {
 			jobs = append(jobs, r.rttJob("tcp", "epoll", "port", "latency", "tcp"))
 		}
 		jobs = append(jobs, r.rttJob("tcp", "epoll", "message", idle, "loop"))
+	}
+	for _, d := range r.devices["rdma"] {
+		if spin && d.Name == transports.SoftRoCEUDP {
+			jobs = append(jobs, r.rttJob("rdma", d.Name, "port", "latency", "udp"))
+		}
+		jobs = append(jobs, r.rttJob("rdma", d.Name, "message", idle, "loop"))
+	}
+	for _, d := range r.devices["dpdk"] {
+		if spin {
+			jobs = append(jobs, r.rttJob("dpdk", d.Name, "port", "latency", "port"))
+		}
+		jobs = append(jobs, r.rttJob("dpdk", d.Name, "message", idle, "loop"))
 	}
 	return jobs
 }
@@ -37,7 +50,7 @@ func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
 	if size == 0 && r.o.Input == "" {
 		size = defaultTransportSize
 	}
-	spec := role.Spec{Idle: idle, Input: r.o.Input, Size: size, Warmup: r.warmup(), Duration: r.o.Duration, Connections: 1}
+	spec := role.Spec{Device: device, Idle: idle, Input: r.o.Input, Size: size, Warmup: r.warmup(), Duration: r.o.Duration, Connections: 1}
 	if layer == "message" {
 		spec.Connections = r.o.Connections
 	}
@@ -52,7 +65,7 @@ func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
 	return &job{
 		row: report.Row{
 			Workload: "rtt", Transport: transport, Topology: r.topo.name, Device: device, Layer: layer, Idle: idle, Emulated: r.emul,
-			Connections: spec.Connections, Placement: placement(client, server), MessageBytes: r.meanBytes(size),
+			Connections: spec.Connections, Placement: placement(client, server),
 		},
 		once: func(ctx context.Context) (*sample, error) {
 			return measureOnce(ctx, &r.o.Launcher, []part{server}, client, false)
@@ -63,15 +76,3 @@ func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
 
 // warmup is part of every measurement and not counted.
 func (r *runner) warmup() time.Duration { return max(100*time.Millisecond, r.o.Duration/5) }
-
-// meanBytes is the average message of the run's input, or size.
-func (r *runner) meanBytes(size int) float64 {
-	if size > 0 {
-		return float64(size)
-	}
-	ms, err := messages.Load(r.o.Input, size)
-	if err != nil { // it was loaded at the start
-		return 0
-	}
-	return messages.MeanBytes(ms)
-}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/millrace/millrace/bench/measure"
@@ -25,13 +26,13 @@ type job struct {
 
 // runner is one run of the benchmark.
 type runner struct {
-	o      Options
-	topo   *topology
-	cpus   []int
-	emul   bool
-	usable []string // transports
-	rep    *report.Report
-	bytes  map[string]float64 // mean message bytes by input
+	o    Options
+	topo *topology
+	cpus []int
+	emul bool
+	// devices that can run, by transport; a transport without any is not there.
+	devices map[string][]transports.Device
+	rep     *report.Report
 }
 
 // ErrSkipped says that a transport which was asked for by name could not run; the
@@ -57,7 +58,16 @@ func Run(ctx context.Context, o Options) (*report.Report, error) {
 	if _, err := messages.Load(o.Input, o.Size); err != nil { // before anything is started
 		return rep, usage("%v", err)
 	}
-	skipped := r.probe()
+	tmp, err := makeTempDir()
+	if err != nil {
+		return rep, err
+	}
+	defer os.RemoveAll(tmp)
+	r.o.Launcher.TempDir = tmp
+	skipped, err := r.probe(ctx)
+	if err != nil {
+		return rep, err
+	}
 	if r.topo, err = r.makeTopology(); err != nil {
 		rep.Skipped = append(rep.Skipped, report.Skip{Transport: "all", Reason: "topology netns: " + err.Error(), Fix: "use --topology local, or see the reason"})
 		return rep, errors.Join(skipped, ErrSkipped)
@@ -78,30 +88,58 @@ func (r *runner) makeTopology() (*topology, error) {
 	return t, nil
 }
 
-// probe finds out which transports can run.
-func (r *runner) probe() error {
+// probe finds out which transports can run, and over which devices. skipped is
+// ErrSkipped if one that was named cannot.
+func (r *runner) probe(ctx context.Context) (skipped, err error) {
 	wanted, named := r.o.Transports, len(r.o.Transports) > 0
 	if !named {
 		wanted = transports.Schemes()
 	}
-	var err error
+	r.devices = map[string][]transports.Device{}
 	for _, t := range transports.All() {
 		if !slices.Contains(wanted, t.Scheme) {
 			continue
 		}
-		if u := t.Probe(); u != nil {
-			r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: u.Reason, Fix: u.Fix})
-			if named {
-				err = ErrSkipped
+		for _, d := range t.Devices() {
+			un, err := r.probeDevice(ctx, &t, &d)
+			if err != nil {
+				return nil, err
 			}
-			continue
+			if un != nil {
+				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: d.Name + ": " + un.Reason, Fix: un.Fix})
+				continue
+			}
+			r.devices[t.Scheme] = append(r.devices[t.Scheme], d)
 		}
-		r.usable = append(r.usable, t.Scheme)
+		if named && !r.has(t.Scheme) {
+			skipped = ErrSkipped
+		}
 	}
-	return err
+	return skipped, nil
 }
 
-func (r *runner) has(scheme string) bool { return slices.Contains(r.usable, scheme) }
+func (r *runner) probeDevice(ctx context.Context, t *transports.Transport, d *transports.Device) (*transports.Unavailable, error) {
+	if d.HostOnly && r.o.Topology == "netns" {
+		return &transports.Unavailable{Reason: "the kernel's RDMA devices work in the machine's first network namespace only", Fix: "use --topology local"}, nil
+	}
+	p, err := r.o.Launcher.Start("probe", role.Spec{Role: "probe", URL: t.Scheme + "://127.0.0.1:0", Device: d.Name}, role.Place{})
+	if err != nil {
+		return nil, err
+	}
+	defer p.Kill()
+	e, err := p.Await(ctx, readyTimeout, role.Ready, role.Unavailable)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil: // a library that ends the process is as good as none
+		return &transports.Unavailable{Reason: err.Error(), Fix: "millrace doctor tells more"}, nil
+	case e.Kind == role.Unavailable:
+		return &transports.Unavailable{Reason: e.Error, Fix: e.Fix}, nil
+	}
+	return nil, nil
+}
+
+func (r *runner) has(scheme string) bool { return len(r.devices[scheme]) > 0 }
 
 // measureAll runs the jobs of each workload, repetitions interleaved (A B C A B
 // C …), so that a machine that slows down does so for all.
@@ -171,6 +209,9 @@ func (j *job) finish() report.Row {
 	row.Messages = int64(median(func(s *sample) float64 { return float64(s.result.Messages) }))
 	row.Seconds = median(func(s *sample) float64 { return s.result.Elapsed.Seconds() })
 	row.MessagesPerSecond = median(func(s *sample) float64 { return float64(s.result.Messages) / s.result.Elapsed.Seconds() })
+	if row.Messages > 0 {
+		row.MessageBytes = median(func(s *sample) float64 { return float64(s.result.Bytes) / float64(max(1, s.result.Messages)) })
+	}
 	row.BytesPerSecond = median(func(s *sample) float64 { return float64(s.result.Bytes) / s.result.Elapsed.Seconds() })
 	var rts, sendRTs []*measure.Quantiles
 	for _, s := range j.samples {

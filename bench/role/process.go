@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,9 @@ import (
 type Launcher struct {
 	// Command is the program and its arguments that end in Serve.
 	Command []string
+	// TempDir is where the children put their temporary files; empty: where the
+	// caller does.
+	TempDir string
 	// Log takes what the children write to standard error; nil: only kept for
 	// error messages.
 	Log io.Writer
@@ -48,6 +52,9 @@ func (l *Launcher) Start(name string, spec Spec, place Place) (*Process, error) 
 		if !strings.HasPrefix(kv, "GOMAXPROCS=") {
 			cmd.Env = append(cmd.Env, kv)
 		}
+	}
+	if l.TempDir != "" {
+		cmd.Env = append(cmd.Env, "TMPDIR="+l.TempDir) // the last one counts
 	}
 	p := &Process{Name: name, Place: place, cmd: cmd, events: make(chan Event, 16), exited: make(chan struct{}), stderr: &tail{also: l.Log}}
 	cmd.Stderr = p.stderr
@@ -100,8 +107,8 @@ func (p *Process) write(v any) error {
 // Tell sends a command.
 func (p *Process) Tell(c Command) error { return p.write(c) }
 
-// Await waits for an event of that kind; others before it are an error.
-func (p *Process) Await(ctx context.Context, kind string, timeout time.Duration) (Event, error) {
+// Await waits for an event of one of those kinds; others before it are an error.
+func (p *Process) Await(ctx context.Context, timeout time.Duration, kinds ...string) (Event, error) {
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
@@ -111,12 +118,12 @@ func (p *Process) Await(ctx context.Context, kind string, timeout time.Duration)
 			return e, p.fault(errors.New("it ended unexpectedly"))
 		case e.Kind == Failed:
 			return e, p.fault(errors.New(e.Error))
-		case e.Kind != kind:
-			return e, p.fault(fmt.Errorf("it said %q where %q was due", e.Kind, kind))
+		case !slices.Contains(kinds, e.Kind):
+			return e, p.fault(fmt.Errorf("it said %q where %q was due", e.Kind, kinds))
 		}
 		return e, nil
 	case <-t.C:
-		return Event{}, p.fault(fmt.Errorf("no %q within %v", kind, timeout))
+		return Event{}, p.fault(fmt.Errorf("no %q within %v", kinds, timeout))
 	case <-ctx.Done():
 		return Event{}, ctx.Err()
 	}
@@ -143,7 +150,7 @@ func (p *Process) Stop(ctx context.Context) (Event, error) {
 	if err := p.Tell(Stop); err != nil {
 		return Event{}, err
 	}
-	e, err := p.Await(ctx, Stopped, stopTimeout)
+	e, err := p.Await(ctx, stopTimeout, Stopped)
 	if err != nil {
 		return e, err
 	}

@@ -11,6 +11,8 @@ type Spec struct {
 	Role string `json:"role"` // name in the child's table of roles
 	// URL is where to listen, or where to connect.
 	URL string `json:"url,omitempty"`
+	// Device of the transport under test; empty: its default.
+	Device string `json:"device,omitempty"`
 	// Upstream is where a proxy finds its broker.
 	Upstream string `json:"upstream,omitempty"`
 	Idle     string `json:"idle,omitempty"`
@@ -55,6 +57,8 @@ const (
 	Marked    = "marked"
 	Stopped   = "stopped" // with BusyShare of a server
 	Failed    = "failed"  // with Error; the child exits
+	// Unavailable answers the role "probe", with Error and Fix.
+	Unavailable = "unavailable"
 )
 
 // Event is what a child tells the parent.
@@ -64,6 +68,7 @@ type Event struct {
 	Device    string   `json:"device,omitempty"`
 	Label     string   `json:"label,omitempty"`
 	Error     string   `json:"error,omitempty"`
+	Fix       string   `json:"fix,omitempty"`
 	Result    *Result  `json:"result,omitempty"`
 	BusyShare *float64 `json:"busyShare,omitempty"`
 	// SendRT is a proxy's own measurement of proxy → broker → proxy.

@@ -2,6 +2,7 @@ package roles
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,9 +19,9 @@ type runningLoop struct {
 	ended chan error
 }
 
-// startLoop makes and runs a loop for a role; url says which transport.
+// startLoop makes and runs a loop for a role; the URL says which transport.
 func startLoop(spec role.Spec) (*runningLoop, error) {
-	backends, err := transports.Backends(spec.URL)
+	backends, err := transports.Backends(transports.With(spec.URL, spec.Device))
 	if err != nil {
 		return nil, err
 	}
@@ -63,8 +64,7 @@ func serveLoop(ctx context.Context, spec role.Spec, c *role.Control, h netpoll.H
 	}
 	ln, err := l.Listen(spec.URL, h)
 	if err != nil {
-		l.Stop()
-		return err
+		return errors.Join(err, l.shutdown())
 	}
 	c.Emit(role.Event{Kind: role.Ready, URL: ln.URL()})
 	return c.ServeUntilStop(ctx, l.meter(), l.ended, func() role.Event {

@@ -29,7 +29,9 @@ type rawSocket struct {
 	fd   uintptr
 	// stream: a read may give less than a message.
 	stream bool
-	stop   atomic.Bool
+	// patience is how long one read or write may take; 0: without end.
+	patience time.Duration
+	stop     atomic.Bool
 }
 
 type rawKind struct {
@@ -50,16 +52,31 @@ var (
 // that the process still hears its parent.
 const spinYield = 1 << 14
 
+// wait is called while the socket is not ready, since began.
+func (s *rawSocket) wait(spins int, began *time.Time) error {
+	if spins%spinYield != 0 {
+		return nil
+	}
+	runtime.Gosched()
+	if s.stop.Load() {
+		return io.EOF
+	}
+	if began.IsZero() {
+		*began = time.Now()
+	} else if s.patience > 0 && time.Since(*began) > s.patience {
+		return fmt.Errorf("no answer within %v", s.patience)
+	}
+	return nil
+}
+
 func (s *rawSocket) read(p []byte) (int, error) {
+	var began time.Time
 	for spins := 1; ; spins++ {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, s.fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 		switch {
 		case errno == unix.EAGAIN || errno == unix.EINTR:
-			if spins%spinYield == 0 {
-				runtime.Gosched()
-				if s.stop.Load() {
-					return 0, io.EOF
-				}
+			if err := s.wait(spins, &began); err != nil {
+				return 0, err
 			}
 		case errno == unix.ECONNREFUSED && !s.stream: // the other end's socket closed
 			return 0, io.EOF
@@ -74,11 +91,14 @@ func (s *rawSocket) read(p []byte) (int, error) {
 }
 
 func (s *rawSocket) write(p []byte) error {
-	for {
+	var began time.Time
+	for spins := 1; ; spins++ {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, s.fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
 		switch {
 		case errno == unix.EAGAIN || errno == unix.EINTR:
-			runtime.Gosched()
+			if err := s.wait(spins, &began); err != nil {
+				return err
+			}
 		case errno != 0:
 			return os.NewSyscallError("write", errno)
 		case int(n) == len(p):
@@ -247,6 +267,7 @@ func rawPing(k rawKind) role.Func {
 			return err
 		}
 		defer s.file.Close()
+		s.patience = answerTimeout
 		stop := context.AfterFunc(ctx, func() { s.stop.Store(true) })
 		defer stop()
 		largest := len(hello)

@@ -22,7 +22,14 @@ var All = map[string]role.Func{
 	"tcp-ping":  rawPing(rawTCP),
 	"udp-echo":  rawEcho(rawUDP),
 	"udp-ping":  rawPing(rawUDP),
+	"port-echo": portEcho,
+	"port-ping": portPing,
+	"probe":     probe,
 }
+
+// answerTimeout is how long a ping-pong waits for one answer: a peer that hangs,
+// or a lost datagram of a floor that does not retransmit, ends the measurement.
+const answerTimeout = 3 * time.Second
 
 // window is the time that counts: after the warm-up, for the duration.
 type window struct{ from, to time.Time }

@@ -1,37 +1,92 @@
 package transports
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
+	"time"
 
-	"github.com/millrace/millrace/dpdk"
-	"github.com/millrace/millrace/dpdk/memif"
 	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/softroce"
+	"github.com/millrace/millrace/rdma/verbs"
 )
 
-var rdmaUDP = Transport{
-	Scheme: "rdma",
-	Probe:  available,
-	New: func(u *url.URL) (netpoll.Backend, error) {
-		local, err := localAddr(u)
-		if err != nil {
-			return nil, err
+// SoftRoCEUDP is the user-space RoCEv2 engine over a UDP socket.
+const SoftRoCEUDP = "softroce+udp"
+
+var rdmaTransport = Transport{
+	Scheme: "rdma", Param: "device",
+	Devices: func() []Device {
+		devices := []Device{{Name: SoftRoCEUDP, Default: true, Probe: available, New: newSoftRoCE}}
+		ports, _ := verbs.List() // none that can be listed: none
+		var names []string
+		for i := range ports {
+			if ports[i].Active() && len(ports[i].RoCEv2()) > 0 {
+				names = append(names, ports[i].Name())
+			}
 		}
-		return rdma.NewEventLoop(softroce.NewFabric(local, softroce.Options{}), rdma.EventLoopOptions{}), nil
+		for _, name := range sortedUnique(names) {
+			devices = append(devices, verbsDevice(name))
+		}
+		return devices
 	},
 }
 
-var dpdkMemif = Transport{
-	Scheme: "dpdk",
-	Probe:  available,
-	New: func(*url.URL) (netpoll.Backend, error) {
-		return dpdk.NewEventLoop(&memif.Pairs{}, rdma.EventLoopOptions{}), nil
-	},
+func newSoftRoCE(u *url.URL) (netpoll.Backend, error) {
+	if err := addressOnly(u, "device"); err != nil {
+		return nil, err
+	}
+	local, err := localAddr(u)
+	if err != nil {
+		return nil, err
+	}
+	return deviceParam{rdma.NewEventLoop(softroce.NewFabric(local, softroce.Options{}), rdma.EventLoopOptions{}), "device"}, nil
 }
+
+// verbsDevice is an RNIC or the kernel's Soft-RoCE, through libibverbs.
+func verbsDevice(name string) Device {
+	return Device{
+		Name: name, HostOnly: true,
+		Probe: func() *Unavailable {
+			err := verbs.Probe(verbs.Choice{Device: name})
+			if err == nil {
+				return nil
+			}
+			un := &Unavailable{Transport: "rdma", Device: name, Reason: err.Error(), Fix: "millrace doctor tells more"}
+			var ve *verbs.Error
+			if errors.As(err, &ve) && ve.Fix != "" {
+				un.Reason, un.Fix = ve.Err.Error(), ve.Fix
+			}
+			return un
+		},
+		New: func(u *url.URL) (netpoll.Backend, error) {
+			if err := addressOnly(u, "device"); err != nil {
+				return nil, err
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+			defer cancel()
+			local, err := verbs.Resolve(ctx, u.Host)
+			if err != nil {
+				return nil, err
+			}
+			choice := verbs.Choice{Device: name}
+			if !local.IsLoopback() { // that fits every device
+				choice.Remote = local
+			}
+			fabric, err := verbs.NewFabric(verbs.Options{Choice: choice})
+			if err != nil {
+				return nil, err
+			}
+			return deviceParam{rdma.NewEventLoop(fabric, rdma.EventLoopOptions{}), "device"}, nil
+		},
+	}
+}
+
+const resolveTimeout = 5 * time.Second
 
 // localAddr is the address of this machine from which the host of u is reached,
 // or at which it listens: the one of the same network. Port 0: any.

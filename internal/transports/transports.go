@@ -1,9 +1,10 @@
 // Package transports is the table of what this program can carry messages over:
-// for each URL scheme, how to make its netpoll.Backend, and whether it can run on
-// this machine.
+// for each URL scheme its devices, how to make a netpoll.Backend of one, and
+// whether it can run on this machine.
 package transports
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -12,20 +13,39 @@ import (
 	"github.com/millrace/millrace/netpoll"
 )
 
-// Unavailable says why a transport cannot run here and what to do about it.
+// Unavailable says why a transport, or one of its devices, cannot run here and
+// what to do about it.
 type Unavailable struct {
-	Transport, Reason, Fix string
+	Transport, Device, Reason, Fix string
 }
 
 func (u *Unavailable) Error() string {
-	return fmt.Sprintf("%s cannot run here: %s; fix: %s", u.Transport, u.Reason, u.Fix)
+	name := u.Transport
+	if u.Device != "" {
+		name += " (" + u.Device + ")"
+	}
+	return fmt.Sprintf("%s cannot run here: %s; fix: %s", name, u.Reason, u.Fix)
 }
 
 // Transport is one URL scheme.
 type Transport struct {
 	Scheme string
-	// Probe tells whether it can run here; nil: it can. It is quick and leaves
-	// nothing behind.
+	// Param is the URL parameter that names the device; empty: there is one only.
+	Param string
+	// Devices lists what may carry it on this machine, the default first.
+	Devices func() []Device
+}
+
+// Device is one way to carry a transport.
+type Device struct {
+	// Name as the URL parameter takes it and as connections report it.
+	Name string
+	// Default: used where a URL names no device.
+	Default bool
+	// HostOnly: it works in the machine's first network namespace alone.
+	HostOnly bool
+	// Probe tells whether it can run here; nil: it can. It may start a library for
+	// the rest of the process's life.
 	Probe func() *Unavailable
 	// New makes the backend for one loop that will listen at u or dial it.
 	New func(u *url.URL) (netpoll.Backend, error)
@@ -35,12 +55,16 @@ func available() *Unavailable { return nil }
 
 var tcp = Transport{
 	Scheme: "tcp",
-	Probe:  available,
-	New:    func(*url.URL) (netpoll.Backend, error) { return netpoll.NewTCP(), nil },
+	Devices: func() []Device {
+		return []Device{{
+			Name: "epoll", Default: true, Probe: available,
+			New: func(*url.URL) (netpoll.Backend, error) { return netpoll.NewTCP(), nil },
+		}}
+	},
 }
 
 // All lists the transports in the order in which they are reported.
-func All() []Transport { return []Transport{tcp, rdmaUDP, dpdkMemif} }
+func All() []Transport { return []Transport{tcp, rdmaTransport, dpdkTransport} }
 
 // Schemes lists their names.
 func Schemes() []string {
@@ -61,35 +85,127 @@ func ByScheme(scheme string) (Transport, error) {
 	return Transport{}, fmt.Errorf("no transport %q: use %s", scheme, strings.Join(Schemes(), ", "))
 }
 
+// Device finds the device that u asks for.
+func (t *Transport) Device(u *url.URL) (Device, error) {
+	want := ""
+	if t.Param != "" {
+		want = query(u, t.Param)
+	}
+	var names []string
+	for _, d := range t.Devices() {
+		if d.Name == want || want == "" && d.Default {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	return Device{}, fmt.Errorf("%s: no %s %q here: use %s", u, t.Param, want, strings.Join(names, ", "))
+}
+
+// query is a parameter of u. Device names hold plus signs, which a query spells as
+// %2B and people as +.
+func query(u *url.URL, name string) string { return strings.ReplaceAll(u.Query().Get(name), " ", "+") }
+
+// With returns rawURL with the device of that name; a name that is empty, or whose
+// scheme has one device only, changes nothing.
+func With(rawURL, device string) string {
+	u, err := url.Parse(rawURL)
+	if err != nil || device == "" {
+		return rawURL
+	}
+	if t, err := ByScheme(u.Scheme); err != nil || t.Param == "" {
+		return rawURL
+	} else {
+		u.RawQuery = url.Values{t.Param: {device}}.Encode()
+	}
+	return u.String()
+}
+
 // Backends makes the backends that a loop needs for urls, one for each scheme.
 // It fails with an *Unavailable where one cannot run here.
-func Backends(urls ...string) ([]netpoll.Backend, error) {
-	var schemes []string
-	first := map[string]*url.URL{}
+func Backends(urls ...string) (out []netpoll.Backend, err error) {
+	made := map[string]string{} // device by scheme
+	defer func() {
+		if err != nil {
+			for _, b := range out {
+				err = errors.Join(err, b.Close())
+			}
+			out = nil
+		}
+	}()
 	for _, raw := range urls {
 		u, err := url.Parse(raw)
 		if err != nil || u.Scheme == "" || u.Host == "" {
-			return nil, fmt.Errorf("%q is not an address: one looks like tcp://127.0.0.1:7000", raw)
+			return out, fmt.Errorf("%q is not an address: one looks like tcp://127.0.0.1:7000", raw)
 		}
-		if !slices.Contains(schemes, u.Scheme) {
-			schemes = append(schemes, u.Scheme)
-			first[u.Scheme] = u
-		}
-	}
-	var out []netpoll.Backend
-	for _, s := range schemes {
-		t, err := ByScheme(s)
+		t, err := ByScheme(u.Scheme)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
-		if un := t.Probe(); un != nil {
-			return nil, un
-		}
-		b, err := t.New(first[s])
+		d, err := t.Device(u)
 		if err != nil {
-			return nil, err
+			return out, err
+		}
+		if other, ok := made[u.Scheme]; ok {
+			if other != d.Name {
+				return out, fmt.Errorf("%s asks for %s, another address of %s:// for %s: all addresses of one scheme share a device", raw, d.Name, u.Scheme, other)
+			}
+			continue
+		}
+		made[u.Scheme] = d.Name
+		if un := d.Probe(); un != nil {
+			return out, un
+		}
+		b, err := d.New(u)
+		if err != nil {
+			return out, err
 		}
 		out = append(out, b)
 	}
 	return out, nil
+}
+
+// deviceParam drops the device from the addresses that reach a backend, which has
+// been made for it: the name is this end's own business, and the peer, which gets
+// the address, may use another kind of the same network.
+type deviceParam struct {
+	netpoll.Backend
+	name string
+}
+
+func (d deviceParam) strip(u *url.URL) *url.URL {
+	v := *u
+	q := v.Query()
+	q.Del(d.name)
+	v.RawQuery = q.Encode()
+	return &v
+}
+
+// Listen implements netpoll.Backend.
+func (d deviceParam) Listen(u *url.URL, h netpoll.Handler) (netpoll.Listener, error) {
+	return d.Backend.Listen(d.strip(u), h)
+}
+
+// Dial implements netpoll.Backend.
+func (d deviceParam) Dial(u *url.URL, h netpoll.Handler, done func(*netpoll.Conn, error)) {
+	d.Backend.Dial(d.strip(u), h, done)
+}
+
+// addressOnly reports parameters of u that mean nothing here.
+func addressOnly(u *url.URL, param string) error {
+	q, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return fmt.Errorf("%s: %w", u, err)
+	}
+	for name := range q {
+		if name != param {
+			return fmt.Errorf("%s: unknown parameter %q: %s:// takes %s", u, name, u.Scheme, param)
+		}
+	}
+	return nil
+}
+
+// sortedUnique is for lists of devices that several ports share.
+func sortedUnique(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
 }
