@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Syndrome is the first byte of the AETH (IBTA vol. 1, table 45): the kind in
+// Syndrome is the first byte of the AETH (IBTA vol. 1, table 45): zero in bit 7, the kind in
 // bits 6:5, credits, RNR timer or NAK code in bits 4:0.
 type Syndrome uint8
 
@@ -25,7 +25,7 @@ const (
 )
 
 const (
-	syndromeKind = 0x60
+	syndromeKind = 0xe0 // bit 7 is reserved: set, it makes none of the kinds
 	syndromeCode = 0x1f
 )
 

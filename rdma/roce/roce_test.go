@@ -65,7 +65,7 @@ func TestSyndromeKinds(t *testing.T) {
 	for s, want := range map[Syndrome]string{
 		SyndromeACK: "ACK", 0: "ACK", SyndromeRNR | 1: "RNR NAK 10µs", NAKSequence: "NAK PSN sequence error",
 		NAKInvalidRequest: "NAK invalid request", NAKRemoteAccess: "NAK remote access error",
-		NAKRemoteOperational: "NAK remote operational error", 0x40: "syndrome 0x40",
+		NAKRemoteOperational: "NAK remote operational error", 0x40: "syndrome 0x40", 0x80: "syndrome 0x80", 0xe0: "syndrome 0xe0",
 	} {
 		if s.String() != want {
 			t.Errorf("%#x is %q, want %q", uint8(s), s, want)

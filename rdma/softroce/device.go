@@ -29,6 +29,10 @@ const (
 	qpnBlock = 1 << 12
 	burst    = 64 // frames per call to the link
 	quantum  = 16 // packets a queue pair may send before the next one has its turn
+
+	// maxWindow is the largest Options.Window: far below half of the PSNs, within
+	// which "before" and "after" mean something.
+	maxWindow = 1 << 16
 )
 
 // ErrClosed refuses operations on a closed device or queue pair.
@@ -40,7 +44,7 @@ var ErrTooManyQPs = fmt.Errorf("softroce: the device has its %d queue pairs", Ma
 // Options tune a device. The zero value is right for loopback, veth and memif.
 type Options struct {
 	// Window is the most packets that a queue pair has in flight; default 128, at
-	// least 16, at most the link's Queue (if that is 16 or more).
+	// least 16, at most 65,536 and the link's Queue (if that is 16 or more).
 	Window int
 	// AckDelay is how long an acknowledgement may wait for others to join it;
 	// default 25 µs, negative for none. It goes out earlier after 16 packets and
@@ -58,7 +62,7 @@ func (o Options) withDefaults(a LinkAttr) Options {
 	if o.Window <= 0 {
 		o.Window = 128
 	}
-	o.Window = max(min(o.Window, a.Queue), minWindow)
+	o.Window = max(min(o.Window, a.Queue, maxWindow), minWindow)
 	switch {
 	case o.AckDelay == 0:
 		o.AckDelay = 25 * time.Microsecond

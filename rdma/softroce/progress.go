@@ -284,6 +284,9 @@ func (d *Device) unblock() (n int) {
 	for _, q := range d.live {
 		if q.blocked {
 			n += q.drain()
+			if !q.blocked && q.cur != q.tail {
+				d.active.add(q)
+			}
 		}
 	}
 	return n

@@ -35,6 +35,13 @@ func (in *injector) seal(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, in.crc.Sum(b))
 }
 
+// ack is a whole and valid acknowledgement of b's packet number ahead.
+func (in *injector) ack(syn roce.Syndrome, ahead uint32) []byte {
+	b := in.packet(roce.Acknowledge, 0, []byte{byte(syn), 0, 0, 0}, 0)
+	(*roce.BTH)(b).Put(roce.Acknowledge, 0, in.b.qp.Num(), false, roce.PSNAdd(in.b.qp.StartPSN(), ahead))
+	return in.seal(b)
+}
+
 // inject hands raw bytes to b's link and lets b take them.
 func (in *injector) inject(raw []byte, src netip.AddrPort) Stats {
 	n := in.net
@@ -93,9 +100,7 @@ func TestRejectedPacketsAreCounted(t *testing.T) {
 			return b
 		}, func(s *Stats) *uint64 { return &s.DropICRC }},
 		{"ACK of what was never sent", func(in *injector) []byte {
-			b := in.packet(roce.Acknowledge, 0, []byte{byte(roce.SyndromeACK), 0, 0, 0}, 0)
-			(*roce.BTH)(b).Put(roce.Acknowledge, 0, in.b.qp.Num(), false, in.b.qp.StartPSN())
-			return in.seal(b)
+			return in.ack(roce.SyndromeACK, 0)
 		}, func(s *Stats) *uint64 { return &s.DropAck }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -272,9 +277,7 @@ func TestErrorNAKs(t *testing.T) {
 		in.b.send(t, 2, []byte("refused"))
 		in.b.send(t, 3, []byte("after it"))
 		in.b.dev.Progress(in.net.Now())
-		b := in.packet(roce.Acknowledge, 0, []byte{byte(syn), 0, 0, 0}, 0)
-		(*roce.BTH)(b).Put(roce.Acknowledge, 0, in.b.qp.Num(), false, roce.PSNAdd(in.b.qp.StartPSN(), 1))
-		in.inject(in.seal(b), in.a.dev.attr.Local)
+		in.inject(in.ack(syn, 1), in.a.dev.attr.Local)
 		wcs := in.b.poll()
 		if len(wcs) != 7 || wcs[0].Status != rdma.Success || wcs[1].Status != want || wcs[2].Status != rdma.FlushError || wcs[3].Op != rdma.WCRecv {
 			t.Errorf("%v: %+v", syn, wcs)

@@ -25,7 +25,9 @@ const (
 // transmit sends at most limit packets. more tells that the pair still has packets
 // that may be sent now.
 func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
-	if q.state != rdma.QPReadyToSend || q.waitRNR {
+	// While completions wait for room nothing new is sent: what is acknowledged and
+	// not reported must not grow with what the peer takes.
+	if q.state != rdma.QPReadyToSend || q.waitRNR || q.blocked {
 		return 0, false
 	}
 	for q.cur != q.tail {

@@ -29,11 +29,10 @@ const (
 // that numbers its packets (rdma_rxe, RNICs) is understood over IPv6, or through a
 // poll-mode port.
 type UDPLink struct {
-	sock  mmsgSocket
-	attr  LinkAttr
-	mtu   int // of the interface
-	rcv   int // receive buffer as granted, bytes
-	paths map[netip.AddrPort]*udpPath
+	sock mmsgSocket
+	attr LinkAttr
+	mtu  int // of the interface
+	rcv  int // receive buffer as granted, bytes
 
 	frames [2 * burst * frameBytes]byte // transmit frames, then receive frames
 	free   [burst]uint16                // transmit frames that are not out
@@ -61,7 +60,7 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &UDPLink{mtu: mtu, paths: make(map[netip.AddrPort]*udpPath)}
+	l := &UDPLink{mtu: mtu}
 	zone, err := zoneIndex(ip)
 	if err != nil {
 		return nil, err
@@ -213,12 +212,8 @@ func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
 	if dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
 		return Path{}, fmt.Errorf("softroce: %v is not of the address family of %v", dst, l.attr.Local)
 	}
-	p := l.paths[dst]
-	if p == nil {
-		p = &udpPath{}
-		p.len = putSockaddr(&p.name, dst, l.sock.zone)
-		l.paths[dst] = p
-	}
+	p := &udpPath{}
+	p.len = putSockaddr(&p.name, dst, l.sock.zone)
 	return Path{Dst: dst, Pseudo: roce.AppendPseudo(nil, l.attr.Local, dst), Link: p}, nil
 }
 

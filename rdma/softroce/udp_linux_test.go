@@ -1,6 +1,7 @@
 package softroce
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
 )
 
 // loopbacks are the addresses to test on; ::1 may be missing in a container.
@@ -105,6 +107,71 @@ func TestUDPDescriptorWakes(t *testing.T) {
 	b.dev.Progress(monotonic())
 	if s := b.dev.Stats(); s.AcksSent != 1 {
 		t.Errorf("no acknowledgement before sleep: %+v", s)
+	}
+}
+
+// TestUDPHostileDatagrams: anybody can send to the socket. Nothing that comes is
+// more than counted.
+func TestUDPHostileDatagrams(t *testing.T) {
+	for _, ip := range loopbacks(t) {
+		t.Run(ip.String(), func(t *testing.T) {
+			a, b := newUDPPair(t, ip, options{})
+			local := b.dev.link.Attr().Local
+			stranger, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(local))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stranger.Close()
+			sealed := func(src netip.AddrPort, pad int) []byte {
+				p := make([]byte, roce.BTHLen+8)
+				(*roce.BTH)(p).Put(roce.SendOnly, pad, b.qp.Num(), true, a.qp.StartPSN())
+				crc := roce.NewICRC(roce.AppendPseudo(nil, src, local))
+				return binary.LittleEndian.AppendUint32(p, crc.Sum(p))
+			}
+			src := stranger.LocalAddr().(*net.UDPAddr).AddrPort()
+			big := 65_507
+			bodies := [][]byte{
+				{}, {1}, make([]byte, roce.MinPacket-1), make([]byte, roce.MinPacket), make([]byte, frameBytes), make([]byte, frameBytes+1),
+				make([]byte, 9000), make([]byte, big), sealed(src, 0)[:20], append(sealed(src, 0), make([]byte, 50_000)...),
+			}
+			for _, p := range bodies {
+				if len(p) >= roce.BTHLen { // past the checks of version and queue pair
+					(*roce.BTH)(p).Put(roce.SendOnly, 0, b.qp.Num(), true, a.qp.StartPSN())
+				}
+				if _, err := stranger.Write(p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sent := len(bodies)
+			if ip.Is4() { // the whole of 127/8 is here: a right ICRC, the wrong source
+				other, err := net.DialUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 2)}, net.UDPAddrFromAddrPort(local))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+				if _, err := other.Write(sealed(other.LocalAddr().(*net.UDPAddr).AddrPort(), 0)); err != nil {
+					t.Fatal(err)
+				}
+				sent++
+			}
+			for end := time.Now().Add(5 * time.Second); b.dev.Stats().RxPackets < uint64(sent) && time.Now().Before(end); {
+				b.dev.Progress(monotonic())
+			}
+			s := b.dev.Stats()
+			if s.Dropped() != uint64(sent) || s.RxPackets != uint64(sent) || s.TxPackets != 0 || ip.Is4() && s.DropSource != 1 {
+				t.Errorf("%d packets sent: %+v", sent, s)
+			}
+			b.postRecvs(t, 1)
+			a.send(t, 1, []byte("still here?"))
+			var wcs []rdma.WC
+			for end := time.Now().Add(5 * time.Second); len(wcs) == 0 && time.Now().Before(end); wcs = b.poll() {
+				a.dev.Progress(monotonic())
+				b.dev.Progress(monotonic())
+			}
+			if len(wcs) != 1 || wcs[0].Status != rdma.Success {
+				t.Errorf("afterwards: %+v", wcs)
+			}
+		})
 	}
 }
 

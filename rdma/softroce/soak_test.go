@@ -1,0 +1,7 @@
+//go:build soak
+
+package softroce
+
+import "testing"
+
+func TestBadNetsSoak(t *testing.T) { badNets(t, 100, 20_000) }
