@@ -163,7 +163,7 @@ func (c *conn) complete(wc *WC) {
 	case c.failure != nil || c.shut:
 		return
 	case wc.Status != Success:
-		c.fail(fmt.Errorf("rdma: connection to %s over %s failed: %v", c.remote, c.dev.attr.Name, wc.Status))
+		c.fail(fmt.Errorf("rdma: connection to %s over %s failed: %v%s", c.remote, c.dev.attr.Name, wc.Status, c.likelyCause(wc.Status)))
 	case wc.Op == WCSend:
 		c.sent(wc.ID)
 	default:
@@ -172,6 +172,18 @@ func (c *conn) complete(wc *WC) {
 		}
 	}
 	c.setReady()
+}
+
+// likelyCause says what usually is behind a failure, and what to look at.
+func (c *conn) likelyCause(s Status) string {
+	switch s {
+	case RetryExceeded:
+		return fmt.Sprintf(": nothing is acknowledged: the peer stands still, or its packets are lost between %v and UDP port %d of %v (a firewall?)",
+			c.dev.attr.GID, c.peer.UDPPort, c.peer.GID)
+	case RNRRetryExceeded:
+		return ": the peer's device answers, but nothing receives there: its process hangs"
+	}
+	return ""
 }
 
 // fail closes the connection once this poll's messages are delivered.

@@ -98,7 +98,7 @@ type EventLoop struct {
 	mu      sync.Mutex
 	entries map[deviceKey]*device
 	devices map[*device]struct{}
-	dialing map[string]chan struct{} // one slot for each address; see dial
+	dialing map[string]*dialTurn // by address, while somebody dials; see lockAddress
 
 	stats counters
 }
@@ -132,7 +132,7 @@ func NewEventLoop(fabric Fabric, o EventLoopOptions) *EventLoop {
 	ctx, cancel := context.WithCancel(context.Background())
 	return &EventLoop{
 		opts: o, fabric: fabric, id: loopIDs.Add(1), ctx: ctx, cancel: cancel, backoff: pollDeviceMin,
-		entries: map[deviceKey]*device{}, devices: map[*device]struct{}{}, dialing: map[string]chan struct{}{},
+		entries: map[deviceKey]*device{}, devices: map[*device]struct{}{}, dialing: map[string]*dialTurn{},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,17 @@ import (
 	"github.com/millrace/millrace/rdma/softroce"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is also the whole program of a peer process; see process_test.go.
+func TestMain(m *testing.M) {
+	if url := os.Getenv(peerProcessEnv); url != "" {
+		if err := peerProcess(url); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 var loopback = netip.MustParseAddrPort("127.0.0.1:0")
 

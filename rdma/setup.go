@@ -409,18 +409,33 @@ func (el *EventLoop) lockAddress(addr string) (unlock func(), err error) {
 		return func() {}, nil
 	}
 	el.mu.Lock()
-	slot := el.dialing[addr]
-	if slot == nil {
-		slot = make(chan struct{}, 1)
-		el.dialing[addr] = slot
+	turn := el.dialing[addr]
+	if turn == nil {
+		turn = &dialTurn{taken: make(chan struct{}, 1)}
+		el.dialing[addr] = turn
 	}
+	turn.users++
 	el.mu.Unlock()
+	leave := func() {
+		el.mu.Lock()
+		defer el.mu.Unlock()
+		if turn.users--; turn.users == 0 {
+			delete(el.dialing, addr)
+		}
+	}
 	select {
-	case slot <- struct{}{}:
-		return func() { <-slot }, nil
+	case turn.taken <- struct{}{}:
+		return func() { <-turn.taken; leave() }, nil
 	case <-el.ctx.Done():
+		leave()
 		return nil, netpoll.ErrLoopClosed
 	}
+}
+
+// dialTurn is held by one of the users that dial an address.
+type dialTurn struct {
+	taken chan struct{}
+	users int // under EventLoop.mu
 }
 
 // liveness is the bootstrap connection after the exchange: silent, and its end
