@@ -44,6 +44,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 			procs[i].Kill()
 		}
 	}()
+	found := &sample{busyShare: map[string]float64{}}
 	address := ""
 	for _, s := range servers {
 		s.spec.Upstream = address
@@ -57,6 +58,9 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 			return nil, err
 		}
 		address = e.URL
+		if e.Device != "" {
+			found.device, found.label = e.Device, e.Label
+		}
 	}
 	client.spec.URL = address
 	cl, err := l.Start(client.name, client.spec, client.place)
@@ -68,7 +72,9 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err != nil {
 		return nil, err
 	}
-	s := &sample{device: ready.Device, label: ready.Label, busyShare: map[string]float64{}}
+	if ready.Device != "" {
+		found.device, found.label = ready.Device, ready.Label
+	}
 	if err := cl.Tell(role.Start); err != nil {
 		return nil, err
 	}
@@ -79,13 +85,8 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range procs[:len(servers)] {
-		if err := p.Tell(role.Mark); err != nil {
-			return nil, err
-		}
-		if _, err := p.Await(ctx, overrun, role.Marked); err != nil {
-			return nil, err
-		}
+	if _, err := mark(ctx, procs[:len(servers)]); err != nil {
+		return nil, err
 	}
 	measured, err := cl.Await(ctx, client.spec.Duration+overrun, role.Measured)
 	if err != nil {
@@ -95,7 +96,23 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err != nil {
 		return nil, err
 	}
-	s.result = *measured.Result
+	stretches, err := mark(ctx, procs[:len(servers)])
+	if err != nil {
+		return nil, err
+	}
+	found.result = *measured.Result
+	found.cpuPerMessage = perMessage(before, after, &found.result)
+	if b := found.result.BusyShare; b != nil {
+		found.busyShare[client.name] = *b
+	}
+	for i, e := range stretches {
+		if e.BusyShare != nil {
+			found.busyShare[servers[i].name] = *e.BusyShare
+		}
+		if e.SendRT != nil {
+			found.sendRT = e.SendRT
+		}
+	}
 	if verify {
 		if err := cl.Tell(role.Verify); err != nil {
 			return nil, err
@@ -104,25 +121,30 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 		if err != nil {
 			return nil, err
 		}
-		s.result.Lost, s.result.Duplicated = v.Result.Lost, v.Result.Duplicated
-	}
-	s.cpuPerMessage = perMessage(before, after, &s.result)
-	if b := s.result.BusyShare; b != nil {
-		s.busyShare[client.name] = *b
+		found.result.Lost, found.result.Duplicated = v.Result.Lost, v.Result.Duplicated
 	}
 	for i := len(procs) - 1; i >= 0; i-- {
-		e, err := procs[i].Stop(ctx)
+		if _, err := procs[i].Stop(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return found, nil
+}
+
+// mark ends a stretch of every server and begins the next.
+func mark(ctx context.Context, servers []*role.Process) ([]role.Event, error) {
+	var stretches []role.Event
+	for _, p := range servers {
+		if err := p.Tell(role.Mark); err != nil {
+			return nil, err
+		}
+		e, err := p.Await(ctx, overrun, role.Marked)
 		if err != nil {
 			return nil, err
 		}
-		if e.BusyShare != nil {
-			s.busyShare[procs[i].Name] = *e.BusyShare
-		}
-		if e.SendRT != nil {
-			s.sendRT = e.SendRT
-		}
+		stretches = append(stretches, e)
 	}
-	return s, nil
+	return stretches, nil
 }
 
 // verifyTimeout bounds reading everything back.

@@ -22,7 +22,7 @@ type Options struct {
 	// Topology is local (loopback and shared memory) or netns (two network
 	// namespaces joined by a veth pair; root only). Default local.
 	Topology string
-	// Workloads: rtt, produce, consume, throughput, serialize. nil: all.
+	// Workloads, of those in the list of that name. nil: all.
 	Workloads []string
 	// Size of every message in bytes, or Input, a file of one message per line.
 	// Default: 128 bytes for rtt, the sample for the others.
@@ -58,7 +58,7 @@ const (
 )
 
 // Workloads lists the names in the order in which they run.
-var Workloads = []string{"rtt"}
+var Workloads = []string{"rtt", "produce", "throughput"}
 
 // HeadlineWorkloads are those that the published claims are about.
 var HeadlineWorkloads = []string{"produce", "throughput"}

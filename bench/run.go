@@ -275,6 +275,10 @@ func (r *runner) jobs(workload string) []*job {
 	switch workload {
 	case "rtt":
 		return r.rttJobs()
+	case "produce":
+		return r.produceJobs()
+	case "throughput":
+		return r.throughputJobs()
 	}
 	return nil
 }

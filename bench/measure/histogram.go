@@ -26,6 +26,14 @@ func (h *Histogram) Record(d time.Duration) {
 	_ = h.h.RecordValue(int64(min(max(d, 1), maxLatency)))
 }
 
+// RecordN adds a latency n times.
+func (h *Histogram) RecordN(d time.Duration, n int64) {
+	_ = h.h.RecordValues(int64(min(max(d, 1), maxLatency)), n)
+}
+
+// Merge adds what other holds.
+func (h *Histogram) Merge(other *Histogram) { h.h.Merge(other.h) }
+
 // Count is how many latencies were recorded.
 func (h *Histogram) Count() int64 { return h.h.TotalCount() }
 

@@ -51,6 +51,9 @@ func (c *Control) Expect(ctx context.Context, want Command) error {
 // BusyMeter measures the share of time that found work since Mark. A nil meter
 // measures nothing. One goroutine.
 type BusyMeter struct {
+	// OnMark, if set, adds to what the parent is told of the stretch that a Mark ends.
+	OnMark func(e *Event)
+
 	busy func() time.Duration // total so far
 	from time.Time
 	base time.Duration
@@ -79,6 +82,16 @@ func (m *BusyMeter) Share() *float64 {
 	return &share
 }
 
+// stretch is what the parent is told at a Mark: of the time since the last one.
+func (m *BusyMeter) stretch() Event {
+	e := Event{Kind: Marked, BusyShare: m.Share()}
+	if m != nil && m.OnMark != nil {
+		m.OnMark(&e)
+	}
+	m.Mark()
+	return e
+}
+
 // ServeUntilStop answers Mark and Stop, as every server role does, until the
 // parent says Stop or is gone or fail delivers an error; then stop runs, and what
 // it returns is told to the parent.
@@ -97,12 +110,10 @@ func (c *Control) ServeUntilStop(ctx context.Context, m *BusyMeter, fail <-chan 
 			case !ok:
 				return errors.New("the parent is gone")
 			case cmd == Mark:
-				m.Mark()
-				c.Emit(Event{Kind: Marked})
+				c.Emit(m.stretch())
 			case cmd == Stop:
-				share := m.Share()
 				e := stop()
-				e.Kind, e.BusyShare = Stopped, share
+				e.Kind = Stopped
 				c.Emit(e)
 				return nil
 			default:

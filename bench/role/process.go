@@ -154,6 +154,9 @@ func (p *Process) Stop(ctx context.Context) (Event, error) {
 	if err != nil {
 		return e, err
 	}
+	if e.Error != "" {
+		return e, p.fault(fmt.Errorf("it did not end in order: %s", e.Error))
+	}
 	_ = p.stdin.Close()
 	select {
 	case <-p.exited:

@@ -40,7 +40,7 @@ type Command string
 const (
 	// Start begins the warm-up and then the measurement; clients only.
 	Start Command = "start"
-	// Mark begins the stretch that the busy share covers.
+	// Mark ends the stretch that busy share and SendRT cover, and begins the next.
 	Mark Command = "mark"
 	// Verify makes a client check what arrived where.
 	Verify Command = "verify"
@@ -54,9 +54,9 @@ const (
 	Measuring = "measuring" // the warm-up is over
 	Measured  = "measured"  // with Result
 	Verified  = "verified"  // with Result
-	Marked    = "marked"
-	Stopped   = "stopped" // with BusyShare of a server
-	Failed    = "failed"  // with Error; the child exits
+	Marked    = "marked"    // with BusyShare and SendRT of the stretch that ended
+	Stopped   = "stopped"   // with Error where the end was not in order
+	Failed    = "failed"    // with Error; the child exits
 	// Unavailable answers the role "probe", with Error and Fix.
 	Unavailable = "unavailable"
 )

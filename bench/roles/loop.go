@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"time"
 
 	"github.com/millrace/millrace/bench/role"
@@ -30,7 +28,7 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 		return nil, err
 	}
 	l, err := netpoll.NewLoop(netpoll.Options{
-		Backends: backends, Idle: idle, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		Backends: backends, Idle: idle, Logger: warnings(),
 	})
 	if err != nil {
 		return nil, err
@@ -38,10 +36,6 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 	r := &runningLoop{l, make(chan error, 1)}
 	go func() { r.ended <- l.Run() }()
 	return r, nil
-}
-
-func (l *runningLoop) meter() *role.BusyMeter {
-	return role.NewBusyMeter(func() time.Duration { return l.Stats().Busy })
 }
 
 // shutdown drains the loop within two seconds.
@@ -67,7 +61,7 @@ func serveLoop(ctx context.Context, spec role.Spec, c *role.Control, h netpoll.H
 		return errors.Join(err, l.shutdown())
 	}
 	c.Emit(role.Event{Kind: role.Ready, URL: ln.URL()})
-	return c.ServeUntilStop(ctx, l.meter(), l.ended, func() role.Event {
+	return c.ServeUntilStop(ctx, loopMeter(l.Loop), l.ended, func() role.Event {
 		_ = l.shutdown() // the clients are gone: nothing is left to lose
 		return role.Event{}
 	})

@@ -44,7 +44,7 @@ func loopPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	meter := l.meter()
+	meter := loopMeter(l.Loop)
 	err = l.Do(func() {
 		p.w, p.open = w, len(conns)
 		for i, conn := range conns {

@@ -25,6 +25,9 @@ var All = map[string]role.Func{
 	"port-echo": portEcho,
 	"port-ping": portPing,
 	"probe":     probe,
+	"broker":    runBroker,
+	"proxy":     runProxy,
+	"producer":  runProducer,
 }
 
 // answerTimeout is how long a ping-pong waits for one answer: a peer that hangs,
@@ -39,12 +42,16 @@ func open(ctx context.Context, spec role.Spec, c *role.Control) (window, error) 
 	if err := c.Expect(ctx, role.Start); err != nil {
 		return window{}, err
 	}
-	from := time.Now().Add(spec.Warmup)
+	return announce(time.Now().Add(spec.Warmup), spec, c), nil
+}
+
+// announce is the window that begins at from, when the parent is told.
+func announce(from time.Time, spec role.Spec, c *role.Control) window {
 	go func() {
 		time.Sleep(time.Until(from))
 		c.Emit(role.Event{Kind: role.Measuring})
 	}()
-	return window{from, from.Add(spec.Duration)}, nil
+	return window{from, from.Add(spec.Duration)}
 }
 
 // counts reports whether something that began at t is measured.

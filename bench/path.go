@@ -1,0 +1,106 @@
+package bench
+
+import (
+	"context"
+	"os"
+
+	"github.com/millrace/millrace/bench/report"
+	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/broker/seglog"
+	"github.com/millrace/millrace/internal/transports"
+	"github.com/millrace/millrace/netpoll"
+)
+
+const (
+	// defaultRate is what the produce workload offers, messages per second: a load
+	// at which no transport is near its limit, so that latencies can be compared.
+	defaultRate = 2000
+	// batchedWindow and singleWindow are the messages in flight on each connection
+	// of the throughput workload, with the aggregator and with each message a
+	// request of its own.
+	batchedWindow = 4096
+	singleWindow  = 64
+)
+
+// pathDurability is what the broker's acknowledgements mean.
+const pathDurability = seglog.PageCache
+
+// eachDevice calls f for every device that can run, in the order of the rows.
+func (r *runner) eachDevice(f func(transport string, d transports.Device)) {
+	for _, t := range transports.Schemes() {
+		for _, d := range r.devices[t] {
+			f(t, d)
+		}
+	}
+}
+
+// produceJobs: a fixed rate, as a producer has it that does not wait.
+func (r *runner) produceJobs() []*job {
+	rate := r.o.Rate
+	if rate == 0 {
+		rate = defaultRate
+	}
+	var jobs []*job
+	r.eachDevice(func(transport string, d transports.Device) {
+		j := r.pathJob("produce", transport, d.Name, role.Spec{Rate: rate, Batched: true})
+		j.row.OfferedRate = rate
+		j.primary = rtP50
+		jobs = append(jobs, j)
+	})
+	return jobs
+}
+
+// throughputJobs: as much as goes, with a bounded number in flight.
+func (r *runner) throughputJobs() []*job {
+	var jobs []*job
+	for _, mode := range []role.Spec{{Window: batchedWindow, Batched: true}, {Window: singleWindow, FlushEach: true}} {
+		r.eachDevice(func(transport string, d transports.Device) {
+			j := r.pathJob("throughput", transport, d.Name, mode)
+			j.primary = messageRate
+			jobs = append(jobs, j)
+		})
+	}
+	return jobs
+}
+
+func messageRate(r *report.Row) float64 { return r.MessagesPerSecond }
+
+// pathJob measures client → proxy → broker with the transport between the latter
+// two. load says how the client sends.
+func (r *runner) pathJob(workload, transport, device string, load role.Spec) *job {
+	idle := r.o.Idle
+	if idle == "" {
+		idle = netpoll.Balanced().Name
+	}
+	spec := load
+	spec.Idle, spec.Input, spec.Size, spec.Connections = idle, r.o.Input, r.o.Size, r.o.Connections
+	spec.Warmup, spec.Duration, spec.Durability = r.warmup(), r.o.Duration, pathDurability.String()
+
+	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS}}
+	broker.spec.Role, broker.spec.URL, broker.spec.Device = "broker", transport+"://"+r.topo.farIP+":0", device
+	proxy := part{"proxy", spec, role.Place{CPUs: r.topo.proxy, Netns: r.topo.nearNS}}
+	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
+	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}}
+	client.spec.Role = "producer"
+
+	return &job{
+		row: report.Row{
+			Workload: workload, Transport: transport, Topology: r.topo.name, Device: device, Layer: "message", Idle: idle, Emulated: r.emul,
+			Batched: &load.Batched, FlushPerMessage: &load.FlushEach, Connections: spec.Connections,
+			Placement: placement(client, proxy, broker), Durability: spec.Durability,
+		},
+		once: func(ctx context.Context) (*sample, error) {
+			dir, err := os.MkdirTemp(r.o.Launcher.TempDir, "data-")
+			if err != nil {
+				return nil, err
+			}
+			defer os.RemoveAll(dir)
+			b := broker
+			b.spec.DataDir = dir
+			return measureOnce(ctx, &r.o.Launcher, []part{b, proxy}, client, true)
+		},
+	}
+}
+
+// punctualNanos is the timer slack of a client that sends by the clock.
+const punctualNanos = 1000

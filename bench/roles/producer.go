@@ -1,0 +1,329 @@
+package roles
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/bench/messages"
+	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/broker"
+	"github.com/millrace/millrace/serialize"
+)
+
+// drainPatience bounds the wait for the answers to what was sent.
+const drainPatience = 10 * time.Second
+
+// runProducer sends through a proxy: in a closed loop of spec.Window messages on
+// each connection, or, with spec.Rate, in an open loop whose latencies count from
+// the time at which a message was due. On Verify it reads the topic back.
+func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
+	ms, err := messages.Load(spec.Input, spec.Size)
+	if err != nil {
+		return err
+	}
+	load := &load{spec: spec, ms: ms}
+	for i := range max(1, spec.Connections) {
+		p, err := newProducer(ctx, load, uint32(i))
+		if err != nil {
+			return err
+		}
+		load.producers = append(load.producers, p)
+	}
+	c.Emit(role.Event{Kind: role.Ready})
+	if err := c.Expect(ctx, role.Start); err != nil {
+		return err
+	}
+	load.began = time.Now()
+	load.w = announce(load.began.Add(spec.Warmup), spec, c)
+	if err := load.run(ctx); err != nil {
+		return err
+	}
+	c.Emit(role.Event{Kind: role.Measured, Result: load.result()})
+	if err := c.Expect(ctx, role.Verify); err != nil {
+		return err
+	}
+	verified, err := load.verify(ctx)
+	if err != nil {
+		return err
+	}
+	c.Emit(role.Event{Kind: role.Verified, Result: verified})
+	return c.ServeUntilStop(ctx, nil, nil, func() role.Event { return role.Event{} })
+}
+
+// load is what all connections of a client do together.
+type load struct {
+	spec      role.Spec
+	ms        [][]byte
+	producers []*producer
+	began     time.Time
+	w         window
+}
+
+// message is what connection id sends as its message number seq.
+func (l *load) message(id uint32, seq uint64) []byte {
+	return l.ms[(seq+uint64(id)*uint64(len(l.ms)/2+1))%uint64(len(l.ms))]
+}
+
+func (l *load) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, p := range l.producers {
+		p.failed = cancel
+		wg.Go(func() {
+			if err := p.run(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, p := range l.producers {
+		if err := p.close(); err != nil {
+			cancel(err)
+		}
+	}
+	return context.Cause(ctx)
+}
+
+func (l *load) result() *role.Result {
+	r := &role.Result{Elapsed: l.w.to.Sub(l.w.from)}
+	total := newTally()
+	var backlog int64
+	for _, p := range l.producers {
+		total.hist.Merge(p.t.hist)
+		r.Messages += p.t.messages
+		r.Bytes += p.t.bytes
+		backlog += p.backlog
+	}
+	r.RT = total.hist.Quantiles()
+	if l.spec.Rate > 0 {
+		ok := float64(backlog) <= l.spec.Rate*backlogAllowed.Seconds()+1
+		r.Sustained = &ok
+	}
+	return r
+}
+
+// backlogAllowed: a rate counts as sustained if at the end no more messages wait
+// for their acknowledgement than fall due in this time. It allows for the pauses
+// of a busy machine.
+const backlogAllowed = 50 * time.Millisecond
+
+// producer is one connection. Its run is one goroutine; Complete runs on the
+// client's loop.
+type producer struct {
+	l      *load
+	id     uint32
+	client *broker.Client
+	out    *broker.Producer
+	failed context.CancelCauseFunc
+
+	appended uint64
+	backlog  int64 // messages due and not acknowledged when the window closed
+	drained  time.Time
+
+	completed atomic.Uint64
+	waiting   atomic.Bool
+	wake      chan struct{}
+	sentAt    []time.Time // closed loop, by token; the length is the window
+
+	t     *tally // the loop's until all is answered
+	clock coarseClock
+}
+
+func newProducer(ctx context.Context, l *load, id uint32) (*producer, error) {
+	client, err := connect(ctx, l.spec)
+	if err != nil {
+		return nil, err
+	}
+	p := &producer{l: l, id: id, client: client, wake: make(chan struct{}, 1), t: newTally()}
+	if l.spec.Rate == 0 {
+		p.sentAt = make([]time.Time, l.spec.Window)
+	}
+	p.out, err = client.Producer(topicName, p)
+	return p, err
+}
+
+func (p *producer) run(ctx context.Context) error {
+	var err error
+	if p.l.spec.Rate > 0 {
+		err = p.openLoop(ctx)
+	} else {
+		err = p.closedLoop(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, drainPatience, errors.New("no answer"))
+	defer cancel()
+	if err := p.waitFor(ctx, 0); err != nil {
+		return fmt.Errorf("%d of %d messages were not acknowledged within %v: %w", p.appended-p.completed.Load(), p.appended, drainPatience, err)
+	}
+	return nil
+}
+
+func (p *producer) close() error {
+	p.out.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+	defer cancel()
+	return p.client.Close(ctx)
+}
+
+// send appends the next message.
+func (p *producer) send(ctx context.Context, at time.Time) error {
+	var key [keyBytes]byte
+	putKey(key[:], p.id, p.appended)
+	r := serialize.Record{Key: key[:], Value: p.l.message(p.id, p.appended), Timestamp: at.UnixMilli()}
+	if r.Value == nil {
+		r.Value = []byte{} // nil means a deletion
+	}
+	if err := p.out.Append(ctx, &r, p.appended); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	p.appended++
+	return nil
+}
+
+// waitFor waits until at most outstanding messages have no answer.
+func (p *producer) waitFor(ctx context.Context, outstanding uint64) error {
+	for p.appended-p.completed.Load() > outstanding {
+		p.waiting.Store(true)
+		if p.appended-p.completed.Load() <= outstanding {
+			p.waiting.Store(false)
+			break
+		}
+		select {
+		case <-p.wake:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// clockEvery is how many messages of a burst share one reading of the clock.
+const clockEvery = 16
+
+func (p *producer) closedLoop(ctx context.Context) error {
+	size := uint64(len(p.sentAt))
+	now := time.Now()
+	for n := 1; ; n++ {
+		if p.appended-p.completed.Load() >= size {
+			if err := p.waitFor(ctx, size-1); err != nil {
+				return err
+			}
+			n = 0
+		}
+		if n%clockEvery == 0 {
+			if now = time.Now(); p.l.w.over(now) {
+				return nil
+			}
+		}
+		p.sentAt[p.appended%size] = now
+		if err := p.send(ctx, now); err != nil {
+			return err
+		}
+	}
+}
+
+// due is when message seq of this connection has to be sent.
+func (p *producer) due(seq uint64) time.Time {
+	n := float64(seq)*float64(len(p.l.producers)) + float64(p.id)
+	return p.l.began.Add(time.Duration(n / p.l.spec.Rate * float64(time.Second)))
+}
+
+func (p *producer) openLoop(ctx context.Context) error {
+	now := time.Now()
+	for {
+		due := p.due(p.appended)
+		if p.l.w.over(due) {
+			break
+		}
+		if d := due.Sub(now); d > 0 {
+			time.Sleep(d)
+		}
+		if now = time.Now(); p.l.w.over(now) {
+			break
+		}
+		if err := p.send(ctx, due); err != nil {
+			return err
+		}
+	}
+	time.Sleep(time.Until(p.l.w.to))
+	p.backlog = int64(p.appended - p.completed.Load())
+	if unsent := p.unsent(); unsent > 0 {
+		p.backlog += unsent
+		// What was due and never sent took at least until now. Leaving it out would
+		// hide just the latencies that a rate beyond the means causes.
+		if err := p.client.Loop().Do(func() { p.recordUnsent(unsent) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unsent is how many messages fell due before the window closed and were not sent.
+func (p *producer) unsent() int64 {
+	total := p.l.w.to.Sub(p.l.began).Seconds()*p.l.spec.Rate - float64(p.id)
+	return max(0, int64(total/float64(len(p.l.producers)))-int64(p.appended))
+}
+
+func (p *producer) recordUnsent(n int64) {
+	const steps = 1000
+	for i := range int64(steps) {
+		from, to := i*n/steps, (i+1)*n/steps
+		if from == to {
+			continue
+		}
+		if due := p.due(p.appended + uint64(from)); p.l.w.counts(due) {
+			p.t.hist.RecordN(p.l.w.to.Sub(due), to-from)
+		}
+	}
+}
+
+// Complete implements batcher.Completer.
+func (p *producer) Complete(token uint64, _ int64, err error) {
+	if err != nil {
+		p.failed(fmt.Errorf("message %d was not acknowledged: %w", token, err))
+		return
+	}
+	now := p.clock.now(p.client.Loop().Now())
+	inWindow := p.l.w.counts(now) && !p.l.w.over(now)
+	if inWindow {
+		p.t.messages++
+		p.t.bytes += int64(len(p.l.message(p.id, token)))
+	}
+	if p.l.spec.Rate > 0 {
+		if due := p.due(token); p.l.w.counts(due) {
+			p.t.hist.Record(now.Sub(due))
+		}
+	} else if inWindow {
+		p.t.hist.Record(now.Sub(p.sentAt[token%uint64(len(p.sentAt))]))
+	}
+	p.completed.Add(1)
+	if p.waiting.Load() && p.waiting.Swap(false) {
+		p.wake <- struct{}{} // its buffer is empty: only who waits takes it
+	}
+}
+
+// coarseClock reads the clock once for each duty cycle, and again after every few
+// messages of a long one.
+type coarseClock struct {
+	cycle int64
+	uses  int
+	at    time.Time
+}
+
+func (c *coarseClock) now(cycle int64) time.Time {
+	if cycle != c.cycle || c.uses == clockEvery {
+		c.cycle, c.uses, c.at = cycle, 0, time.Now()
+	}
+	c.uses++
+	return c.at
+}
