@@ -25,11 +25,17 @@ const (
 // pathDurability is what the broker's acknowledgements mean.
 const pathDurability = seglog.PageCache
 
+// blockingSockets is the device of rows that use Go's sockets as they are.
+const blockingSockets = "net"
+
 // eachDevice calls f for every device that can run, in the order of the rows.
-func (r *runner) eachDevice(f func(transport string, d transports.Device)) {
+func (r *runner) eachDevice(f func(transport, device string)) {
+	if r.has("tcp") {
+		f("tcp", blockingSockets)
+	}
 	for _, t := range transports.Schemes() {
 		for _, d := range r.devices[t] {
-			f(t, d)
+			f(t, d.Name)
 		}
 	}
 }
@@ -41,8 +47,8 @@ func (r *runner) produceJobs() []*job {
 		rate = defaultRate
 	}
 	var jobs []*job
-	r.eachDevice(func(transport string, d transports.Device) {
-		j := r.pathJob("produce", transport, d.Name, role.Spec{Rate: rate, Batched: true})
+	r.eachDevice(func(transport, device string) {
+		j := r.pathJob("produce", transport, device, role.Spec{Rate: rate, Batched: true})
 		j.row.OfferedRate = rate
 		j.primary = rtP50
 		jobs = append(jobs, j)
@@ -54,8 +60,8 @@ func (r *runner) produceJobs() []*job {
 func (r *runner) throughputJobs() []*job {
 	var jobs []*job
 	for _, mode := range []role.Spec{{Window: batchedWindow, Batched: true}, {Window: singleWindow, FlushEach: true}} {
-		r.eachDevice(func(transport string, d transports.Device) {
-			j := r.pathJob("throughput", transport, d.Name, mode)
+		r.eachDevice(func(transport, device string) {
+			j := r.pathJob("throughput", transport, device, mode)
 			j.primary = messageRate
 			jobs = append(jobs, j)
 		})
@@ -82,6 +88,10 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
 	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}}
 	client.spec.Role = "producer"
+	if device == blockingSockets {
+		idle = "blocking"
+		broker.spec.Role, proxy.spec.Role, client.spec.Blocking = "net-broker", "net-proxy", true
+	}
 
 	return &job{
 		row: report.Row{

@@ -29,6 +29,7 @@ type Spec struct {
 	Connections int           `json:"connections,omitempty"`
 	Batched     bool          `json:"batched,omitempty"`
 	FlushEach   bool          `json:"flushEach,omitempty"`
+	Blocking    bool          `json:"blocking,omitempty"` // Go's blocking sockets, no event loop
 	DataDir     string        `json:"dataDir,omitempty"`
 	Durability  string        `json:"durability,omitempty"`
 	Count       int64         `json:"count,omitempty"`

@@ -14,6 +14,7 @@ import (
 
 	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
 )
 
@@ -27,7 +28,7 @@ type netConn struct {
 }
 
 func newNetConn(nc net.Conn) (*netConn, error) {
-	if _, err := netpoll.Handshake(nc, messages.MaxMessageBytes); err != nil {
+	if _, err := netpoll.Handshake(nc, maxMessageBytes); err != nil {
 		_ = nc.Close()
 		return nil, err
 	}
@@ -55,27 +56,64 @@ func (c *netConn) send(m []byte) error {
 	return err
 }
 
-// receive reads one message, valid until the next call.
-func (c *netConn) receive() ([]byte, error) {
+// next reads the length of the next message.
+func (c *netConn) next() (int, error) {
 	var h [4]byte
 	if _, err := io.ReadFull(c.r, h[:]); err != nil {
-		return nil, err
+		return 0, err
 	}
 	n := int(binary.BigEndian.Uint32(h[:]))
-	if n > messages.MaxMessageBytes {
-		return nil, fmt.Errorf("%w: %d bytes", netpoll.ErrMessageTooLarge, n)
+	if n > maxMessageBytes {
+		return 0, fmt.Errorf("%w: %d bytes", netpoll.ErrMessageTooLarge, n)
+	}
+	return n, nil
+}
+
+// receive reads one message, valid until the next call.
+func (c *netConn) receive() ([]byte, error) {
+	n, err := c.next()
+	if err != nil {
+		return nil, err
 	}
 	if cap(c.in) < n {
 		c.in = make([]byte, n)
 	}
 	c.in = c.in[:n]
-	_, err := io.ReadFull(c.r, c.in)
+	_, err = io.ReadFull(c.r, c.in)
 	return c.in, err
 }
 
+// receiveBuf reads one message into a buffer of pool, which is then the caller's;
+// it waits while the pool has none.
+func (c *netConn) receiveBuf(pool *hugepages.Pool) (*hugepages.Buf, error) {
+	n, err := c.next()
+	if err != nil {
+		return nil, err
+	}
+	b, err := pool.Get(n, hugepages.Receive)
+	for errors.Is(err, hugepages.ErrExhausted) {
+		time.Sleep(time.Millisecond)
+		b, err = pool.Get(n, hugepages.Receive)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.ReadFull(c.r, b.Bytes()); err != nil {
+		b.Release()
+		return nil, err
+	}
+	return b, nil
+}
+
+// frameWaits reports whether a whole message was already read from the socket.
+func (c *netConn) frameWaits() bool {
+	h, err := c.r.Peek(min(4, c.r.Buffered()))
+	return err == nil && len(h) == 4 && c.r.Buffered() >= 4+int(binary.BigEndian.Uint32(h))
+}
+
 // serveNet accepts connections and serves each on a goroutine, until the parent
-// says Stop.
-func serveNet(ctx context.Context, spec role.Spec, c *role.Control, serve func(*netConn) error) error {
+// says Stop; then it runs stop.
+func serveNet(ctx context.Context, spec role.Spec, c *role.Control, m *role.BusyMeter, serve func(*netConn) error, stop func() error) error {
 	u, err := url.Parse(spec.URL)
 	if err != nil {
 		return err
@@ -84,7 +122,6 @@ func serveNet(ctx context.Context, spec role.Spec, c *role.Control, serve func(*
 	if err != nil {
 		return netpoll.ListenError(spec.URL, err)
 	}
-	defer ln.Close()
 	fail := make(chan error, 1)
 	go func() {
 		for {
@@ -108,22 +145,14 @@ func serveNet(ctx context.Context, spec role.Spec, c *role.Control, serve func(*
 		}
 	}()
 	c.Emit(role.Event{Kind: role.Ready, URL: "tcp://" + ln.Addr().String(), Device: "net", Label: "kernel"})
-	return c.ServeUntilStop(ctx, cpuMeter(), fail, func() role.Event { return role.Event{} })
+	return c.ServeUntilStop(ctx, m, fail, stopping(func(context.Context) error { return errors.Join(ln.Close(), stop()) }))
 }
 
 // netEcho sends every message back.
 func netEcho(ctx context.Context, spec role.Spec, c *role.Control) error {
-	return serveNet(ctx, spec, c, func(conn *netConn) error {
-		for {
-			m, err := conn.receive()
-			if err != nil {
-				return err
-			}
-			if err := conn.send(m); err != nil {
-				return err
-			}
-		}
-	})
+	return serveNet(ctx, spec, c, cpuMeter(), func(conn *netConn) error {
+		return relay(conn, conn, func([]byte) error { return nil })
+	}, func() error { return nil })
 }
 
 // netPing measures round trips to netEcho.

@@ -2,7 +2,6 @@ package roles
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
-	"github.com/millrace/millrace/broker"
 	"github.com/millrace/millrace/serialize"
 )
 
@@ -82,7 +80,7 @@ func (l *load) run(ctx context.Context) error {
 	}
 	wg.Wait()
 	for _, p := range l.producers {
-		if err := p.close(); err != nil {
+		if err := p.out.close(); err != nil {
 			cancel(err)
 		}
 	}
@@ -112,38 +110,34 @@ func (l *load) result() *role.Result {
 // of a busy machine.
 const backlogAllowed = 50 * time.Millisecond
 
-// producer is one connection. Its run is one goroutine; Complete runs on the
-// client's loop.
+// producer is one connection. Its run is one goroutine, on which it sends;
+// Complete is called on another.
 type producer struct {
 	l      *load
 	id     uint32
-	client *broker.Client
-	out    *broker.Producer
+	out    sender
 	failed context.CancelCauseFunc
 
 	appended uint64
-	backlog  int64 // messages due and not acknowledged when the window closed
-	drained  time.Time
+	unsent   int64 // messages that fell due in the window and were not sent
+	backlog  int64 // of those due, not acknowledged when the window closed
 
 	completed atomic.Uint64
 	waiting   atomic.Bool
 	wake      chan struct{}
 	sentAt    []time.Time // closed loop, by token; the length is the window
 
-	t     *tally // the loop's until all is answered
+	t     *tally // Complete's until all is answered
 	clock coarseClock
 }
 
 func newProducer(ctx context.Context, l *load, id uint32) (*producer, error) {
-	client, err := connect(ctx, l.spec)
-	if err != nil {
-		return nil, err
-	}
-	p := &producer{l: l, id: id, client: client, wake: make(chan struct{}, 1), t: newTally()}
+	p := &producer{l: l, id: id, wake: make(chan struct{}, 1), t: newTally()}
 	if l.spec.Rate == 0 {
 		p.sentAt = make([]time.Time, l.spec.Window)
 	}
-	p.out, err = client.Producer(topicName, p)
+	var err error
+	p.out, err = newSender(ctx, l.spec, p)
 	return p, err
 }
 
@@ -157,19 +151,16 @@ func (p *producer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, drainPatience, errors.New("no answer"))
+	dctx, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
-	if err := p.waitFor(ctx, 0); err != nil {
+	if err := p.waitFor(dctx, 0); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return fmt.Errorf("%d of %d messages were not acknowledged within %v: %w", p.appended-p.completed.Load(), p.appended, drainPatience, err)
 	}
+	p.recordUnsent()
 	return nil
-}
-
-func (p *producer) close() error {
-	p.out.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
-	defer cancel()
-	return p.client.Close(ctx)
 }
 
 // send appends the next message.
@@ -180,7 +171,7 @@ func (p *producer) send(ctx context.Context, at time.Time) error {
 	if r.Value == nil {
 		r.Value = []byte{} // nil means a deletion
 	}
-	if err := p.out.Append(ctx, &r, p.appended); err != nil {
+	if err := p.out.append(ctx, &r, p.appended); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
@@ -190,8 +181,12 @@ func (p *producer) send(ctx context.Context, at time.Time) error {
 	return nil
 }
 
-// waitFor waits until at most outstanding messages have no answer.
+// waitFor sends what was gathered and waits until at most outstanding messages
+// have no answer.
 func (p *producer) waitFor(ctx context.Context, outstanding uint64) error {
+	if err := p.out.flush(); err != nil {
+		return err
+	}
 	for p.appended-p.completed.Load() > outstanding {
 		p.waiting.Store(true)
 		if p.appended-p.completed.Load() <= outstanding {
@@ -246,6 +241,9 @@ func (p *producer) openLoop(ctx context.Context) error {
 			break
 		}
 		if d := due.Sub(now); d > 0 {
+			if err := p.out.flush(); err != nil {
+				return err
+			}
 			time.Sleep(d)
 		}
 		if now = time.Now(); p.l.w.over(now) {
@@ -255,29 +253,23 @@ func (p *producer) openLoop(ctx context.Context) error {
 			return err
 		}
 	}
-	time.Sleep(time.Until(p.l.w.to))
-	p.backlog = int64(p.appended - p.completed.Load())
-	if unsent := p.unsent(); unsent > 0 {
-		p.backlog += unsent
-		// What was due and never sent took at least until now. Leaving it out would
-		// hide just the latencies that a rate beyond the means causes.
-		if err := p.client.Loop().Do(func() { p.recordUnsent(unsent) }); err != nil {
-			return err
-		}
+	if err := p.out.flush(); err != nil {
+		return err
 	}
+	time.Sleep(time.Until(p.l.w.to))
+	total := p.l.w.to.Sub(p.l.began).Seconds()*p.l.spec.Rate - float64(p.id)
+	p.unsent = max(0, int64(total/float64(len(p.l.producers)))-int64(p.appended))
+	p.backlog = p.unsent + int64(p.appended-p.completed.Load())
 	return nil
 }
 
-// unsent is how many messages fell due before the window closed and were not sent.
-func (p *producer) unsent() int64 {
-	total := p.l.w.to.Sub(p.l.began).Seconds()*p.l.spec.Rate - float64(p.id)
-	return max(0, int64(total/float64(len(p.l.producers)))-int64(p.appended))
-}
-
-func (p *producer) recordUnsent(n int64) {
+// recordUnsent counts what was due and never sent as having taken until the window
+// closed: leaving it out would hide just the latencies that a rate beyond the
+// means causes. It is called when all is answered.
+func (p *producer) recordUnsent() {
 	const steps = 1000
 	for i := range int64(steps) {
-		from, to := i*n/steps, (i+1)*n/steps
+		from, to := i*p.unsent/steps, (i+1)*p.unsent/steps
 		if from == to {
 			continue
 		}
@@ -293,7 +285,7 @@ func (p *producer) Complete(token uint64, _ int64, err error) {
 		p.failed(fmt.Errorf("message %d was not acknowledged: %w", token, err))
 		return
 	}
-	now := p.clock.now(p.client.Loop().Now())
+	now := p.clock.now(p.out.cycle())
 	inWindow := p.l.w.counts(now) && !p.l.w.over(now)
 	if inWindow {
 		p.t.messages++
