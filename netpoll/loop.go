@@ -73,6 +73,7 @@ type Loop struct {
 
 	hooks    []func(now int64) (deadline int64)
 	hooksDue int64 // earliest deadline of hooks, 0 = none
+	hooksOwe bool  // handlers may have run since the hooks did
 
 	conns      map[*Conn]struct{}
 	dirty      []*Conn // queued something since the last flush
@@ -225,15 +226,15 @@ func (l *Loop) WatchFD(fd int) error { return l.wake.watch(fd) }
 // UnwatchFD undoes WatchFD; call it before fd is closed.
 func (l *Loop) UnwatchFD(fd int) error { return l.wake.unwatch(fd) }
 
-// AtCycleEnd makes the loop call fn at the end of every duty cycle that found
-// work, after handlers ran and before what they sent is flushed: the place to
-// close what a cycle's messages filled, a batch for instance. fn returns the Now
+// AtCycleEnd makes the loop call fn at the end of every duty cycle in which
+// handlers may have run, after them and before what they sent is flushed: the
+// place to close what a cycle's messages filled, a batch for instance. fn returns the Now
 // value at which it must be called even without work, 0 for none. Loop's
 // goroutine, or before Run.
 func (l *Loop) AtCycleEnd(fn func(now int64) (deadline int64)) { l.hooks = append(l.hooks, fn) }
 
 func (l *Loop) runHooks() {
-	l.hooksDue = 0
+	l.hooksDue, l.hooksOwe = 0, false
 	for _, fn := range l.hooks {
 		if d := fn(l.now); d != 0 && (l.hooksDue == 0 || d < l.hooksDue) {
 			l.hooksDue = max(1, d)
@@ -370,7 +371,7 @@ func (l *Loop) cycle() int {
 	for _, b := range l.backends {
 		work += b.Poll(pollBudget)
 	}
-	if work > 0 || l.hooksDue != 0 && l.now >= l.hooksDue {
+	if work > 0 || l.hooksOwe || l.hooksDue != 0 && l.now >= l.hooksDue {
 		l.runHooks()
 	}
 	l.flush()
@@ -379,6 +380,9 @@ func (l *Loop) cycle() int {
 
 // flush sends what handlers queued, and tells those that may send again.
 func (l *Loop) flush() {
+	if len(l.dirty) > 0 || len(l.writable) > 0 { // handlers run: OnWritable, OnClose
+		l.hooksOwe = len(l.hooks) > 0
+	}
 	for len(l.dirty) > 0 || len(l.writable) > 0 {
 		for i := 0; i < len(l.dirty); i++ {
 			c := l.dirty[i]
@@ -407,13 +411,17 @@ func (l *Loop) flush() {
 // wake-up: arm every backend (each looks once more), announce the sleep, look at
 // the submission queue once more, block.
 func (l *Loop) park() {
+	if l.hooksOwe {
+		return
+	}
 	deadline := l.timers.next()
 	if l.hooksDue != 0 && (deadline == 0 || l.hooksDue < deadline) {
 		deadline = l.hooksDue
 	}
 	for _, b := range l.backends {
 		d, idle := b.Arm()
-		if !idle {
+		if !idle { // looking once more, it may have run handlers
+			l.hooksOwe = len(l.hooks) > 0
 			return
 		}
 		if d != 0 && (deadline == 0 || d < deadline) {
