@@ -1,0 +1,5 @@
+//go:build soak
+
+package broker_test
+
+const kills = 30
