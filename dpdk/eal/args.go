@@ -12,8 +12,9 @@ import (
 const memoryMB = 512
 
 // initArgs completes the arguments of rte_eal_init. cpus are those that libdpdk's
-// threads may run on; hugepages tells whether there are free ones.
-func initArgs(args []string, cpus []int, hugepages bool) []string {
+// threads may run on; hugepages tells whether there are free ones. private tells
+// that libdpdk shares nothing with other processes and keeps no files.
+func initArgs(args []string, cpus []int, hugepages bool) (full []string, private bool) {
 	has := func(opts ...string) bool {
 		for _, a := range args {
 			for _, o := range opts {
@@ -36,8 +37,10 @@ func initArgs(args []string, cpus []int, hugepages bool) []string {
 		}
 		out = append(out, "--lcores", "0@("+strings.Join(list, ",")+")")
 	}
+	private = !has("--proc-type")
 	switch {
 	case has("--no-huge", "--in-memory", "--huge-dir", "--file-prefix", "--socket-mem", "--legacy-mem"):
+		private = false
 	case hugepages:
 		out = append(out, "--in-memory") // leaves no file behind
 	default:
@@ -51,7 +54,7 @@ func initArgs(args []string, cpus []int, hugepages bool) []string {
 	if !has("--no-pci", "-a", "--allow") {
 		out = append(out, "--no-pci")
 	}
-	return append(out, args...)
+	return append(out, args...), private
 }
 
 // memifArgs are the arguments of a net_memif device.

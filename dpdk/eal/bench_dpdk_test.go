@@ -3,8 +3,10 @@
 package eal
 
 import (
+	"encoding/binary"
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,25 +21,76 @@ func threadCPUs() int {
 	return set.Count()
 }
 
-// One round trip of a 128-byte frame per operation.
-func pingPong(b *testing.B, p dpdk.Port, other func()) {
+// patience is how long a ping-pong waits for one frame. Two processes that have to
+// share a CPU need milliseconds.
+const patience = 5 * time.Second
+
+// One round trip of a 128-byte frame per operation. A frame that does not come
+// back, or a peer that is gone, ends the benchmark.
+func pingPong(b *testing.B, p Port, other func()) {
 	var tx, rx [32]dpdk.Frame
-	b.ReportAllocs()
-	for range b.N {
-		for p.AllocBurst(tx[:1]) == 0 {
+	var seq uint64
+	idle, since := 0, time.Time{}
+	wait := func(what string) {
+		other()
+		if idle++; idle%(1<<16) != 0 {
+			return
 		}
-		tx[0].Len = 128
-		for p.TxBurst(tx[:1]) == 0 { // until the client has polled once
-			other()
-		}
-		for {
-			other()
-			if n := p.RxBurst(rx[:]); n > 0 {
-				p.FreeBurst(rx[:n])
-				break
-			}
+		switch {
+		case !p.Up():
+			b.Fatalf("the link went down while frame %d was to be %s", seq, what)
+		case since.IsZero():
+			since = time.Now()
+		case time.Since(since) > patience:
+			b.Fatalf("frame %d was not %s within %v, and the link is up", seq, what, patience)
 		}
 	}
+	moved := func() { idle, since = 0, time.Time{} }
+	b.ReportAllocs()
+	for range b.N {
+		seq++
+		for p.AllocBurst(tx[:1]) == 0 {
+			wait("allocated")
+		}
+		tx[0].Len = 128
+		binary.LittleEndian.PutUint64(tx[0].Data, seq)
+		for p.TxBurst(tx[:1]) == 0 { // until the client has polled once
+			wait("sent")
+		}
+		moved()
+		for {
+			wait("returned")
+			n := p.RxBurst(rx[:])
+			if n == 0 {
+				continue
+			}
+			if got := binary.LittleEndian.Uint64(rx[0].Data); n != 1 || rx[0].Len != 128 || got != seq {
+				b.Fatalf("%d frames came, the first of %d bytes with number %d; want number %d", n, rx[0].Len, got, seq)
+			}
+			p.FreeBurst(rx[:n])
+			break
+		}
+		moved()
+	}
+}
+
+// pin keeps this goroutine on one CPU until the benchmark ends.
+func pin(b *testing.B, cpu int) {
+	b.Helper()
+	var was, set unix.CPUSet
+	runtime.LockOSThread()
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		b.Fatal(err)
+	}
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := unix.SchedSetaffinity(0, &was); err == nil {
+			runtime.UnlockOSThread()
+		}
+	})
 }
 
 func BenchmarkPingPongOneGoroutine(b *testing.B) {
@@ -50,7 +103,8 @@ func BenchmarkPingPongOneGoroutine(b *testing.B) {
 
 func BenchmarkPingPongTwoProcesses(b *testing.B) {
 	start(b)
-	if runtime.NumCPU() < 2 {
+	cpus := allowedCPUs()
+	if len(cpus) < 2 {
 		b.Skip("needs two CPUs")
 	}
 	p, where, err := NewMemif(b.Context(), MemifConfig{Role: Server})
@@ -58,10 +112,9 @@ func BenchmarkPingPongTwoProcesses(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer closeIfOpen(b, p)
-	cmd := startPeer(b, peerConfig{What: "echo", Memif: where, CPU: 1})
-	defer cmd.Wait()
-	defer cmd.Process.Kill()
+	startPeer(b, peerConfig{What: "echo", Memif: where, CPU: cpus[1]})
 	mustUp(b, p)
+	pin(b, cpus[0])
 	b.ResetTimer()
 	pingPong(b, p, func() {})
 }
@@ -83,7 +136,7 @@ func BenchmarkBurst32(b *testing.B) {
 	mustUp(b, q)
 	var tx, rx [32]dpdk.Frame
 	b.ResetTimer()
-	for n := 0; n < b.N; {
+	for n, empty := 0, 0; n < b.N; {
 		m := p.AllocBurst(tx[:])
 		for i := range m {
 			tx[i].Len = 128
@@ -91,6 +144,10 @@ func BenchmarkBurst32(b *testing.B) {
 		p.FreeBurst(tx[p.TxBurst(tx[:m]):m])
 		k := q.RxBurst(rx[:])
 		q.FreeBurst(rx[:k])
-		n += k
+		if n += k; k > 0 {
+			empty = 0
+		} else if empty++; empty == 1<<20 {
+			b.Fatalf("frames stopped coming after %d; links up: %v, %v", n, p.Up(), q.Up())
+		}
 	}
 }

@@ -71,9 +71,12 @@ const (
 	defaultFrames     = 768
 	defaultRing       = 256
 
+	minFrameBytes = 64
 	maxFrameBytes = 65535 - 128 // an mbuf's 16-bit buffer length, less its headroom
 	maxFrames     = 1 << 16
 	maxRing       = 1 << 14 // ETH_MEMIF_MAX_LOG2_RING_SIZE
+
+	etherHeaderBytes = 14
 )
 
 func (o Options) withDefaults() (Options, error) {
@@ -86,7 +89,7 @@ func (o Options) withDefaults() (Options, error) {
 		}
 		return nil
 	}
-	if err := set(&o.FrameBytes, defaultFrameBytes, 64, maxFrameBytes, "Options.FrameBytes"); err != nil {
+	if err := set(&o.FrameBytes, defaultFrameBytes, minFrameBytes, maxFrameBytes, "Options.FrameBytes"); err != nil {
 		return o, err
 	}
 	if err := set(&o.Frames, defaultFrames, 1, maxFrames, "Options.Frames"); err != nil {

@@ -20,6 +20,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/dpdk/internal/rundir"
 )
 
 // Available says whether this binary has libdpdk in it.
@@ -52,7 +54,19 @@ func initLocked(args []string) error {
 		}
 		return eal.err
 	}
-	full := initArgs(args, allowedCPUs(), freeHugepages())
+	full, private := initArgs(args, allowedCPUs(), freeHugepages())
+	// libdpdk makes a run-time directory (/var/run/dpdk/rte) even where it will
+	// put nothing into it.
+	var runtimeDir *C.char
+	if private {
+		dir, err := rundir.Make("eal")
+		if err != nil {
+			return fmt.Errorf("dpdk/eal: %w", err)
+		}
+		defer dir.Remove()
+		runtimeDir = C.CString(dir.Path)
+		defer C.free(unsafe.Pointer(runtimeDir))
+	}
 	// rte_eal_init sets the affinity of its thread. A goroutine that ends locked
 	// takes its thread with it.
 	ret := make(chan C.int)
@@ -64,7 +78,7 @@ func initLocked(args []string) error {
 		}
 		mem := (*[1 << 16]*C.char)(C.calloc(C.size_t(len(argv)), C.size_t(unsafe.Sizeof(argv[0]))))
 		copy(mem[:len(argv)], argv)
-		ret <- C.mr_eal_init(C.int(len(full)), &mem[0])
+		ret <- C.mr_eal_init(C.int(len(full)), &mem[0], runtimeDir)
 	}()
 	eal.done, eal.args = true, slices.Clone(args)
 	if rc := <-ret; rc != 0 {
@@ -85,6 +99,17 @@ func Log() string {
 	n := C.mr_log((*C.char)(unsafe.Pointer(&buf[0])), C.uint32_t(len(buf)))
 	lines := strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == '\n' })
 	return strings.Join(lines, "; ")
+}
+
+// HeapBytes is how much is allocated from libdpdk's heaps: ports, their pools and
+// what libdpdk needs itself. 0 before Init. Any goroutine.
+func HeapBytes() uint64 {
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	if !eal.done || eal.err != nil {
+		return 0
+	}
+	return uint64(C.mr_heap_bytes())
 }
 
 // cerror turns a negative return value of libdpdk into an error.

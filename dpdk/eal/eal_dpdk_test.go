@@ -15,7 +15,11 @@ import (
 	"github.com/millrace/millrace/dpdk/porttest"
 )
 
+// PeerKinds is what the external tests of this package start in other processes.
+var PeerKinds map[string]func() dpdk.Pairs
+
 func TestMain(m *testing.M) {
+	porttest.PeerMain(PeerKinds)
 	if fn := os.Getenv("MILLRACE_EAL_PEER"); fn != "" {
 		os.Exit(peerMain(fn))
 	}
@@ -180,20 +184,36 @@ func TestRingLoops(t *testing.T) {
 	}
 }
 
-func TestNoDescriptorLeaks(t *testing.T) {
+// A port leaves neither descriptors nor memory of libdpdk behind, whichever end
+// goes first and whether a peer came or not.
+func TestPortsLeakNothing(t *testing.T) {
+	start(t)
 	once := func() {
-		a, b := pair(t, Options{})
-		mustUp(t, a)
-		closeIfOpen(t, b)
+		for _, clientFirst := range []bool{true, false} {
+			a, b := pair(t, Options{})
+			mustUp(t, a)
+			if !clientFirst {
+				a, b = b, a
+			}
+			closeIfOpen(t, b)
+			closeIfOpen(t, a)
+		}
+		a, _, err := NewMemif(t.Context(), MemifConfig{Role: Server})
+		if err != nil {
+			t.Fatal(err)
+		}
 		closeIfOpen(t, a)
 	}
 	once() // makes the process's one listener
-	before := openFDs(t)
-	for range 20 {
+	fds, heap := openFDs(t), HeapBytes()
+	for range 10 {
 		once()
 	}
-	if after := openFDs(t); after > before {
-		t.Fatalf("%d descriptors before, %d after 20 pairs", before, after)
+	if after := openFDs(t); after > fds {
+		t.Errorf("%d descriptors before, %d after 50 ports", fds, after)
+	}
+	if after := HeapBytes(); heap == 0 || after > heap {
+		t.Errorf("%d bytes of libdpdk's heaps in use before, %d after 50 ports", heap, after)
 	}
 }
 

@@ -16,6 +16,9 @@ func Version() string { return "" }
 // Log of libdpdk: none in this build.
 func Log() string { return "" }
 
+// HeapBytes of libdpdk: none in this build.
+func HeapBytes() uint64 { return 0 }
+
 // NewVdev returns ErrNotBuilt.
 func NewVdev(name, args string, opts Options) (Port, error) { return nil, ErrNotBuilt }
 

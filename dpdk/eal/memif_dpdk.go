@@ -11,14 +11,12 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 	"unsafe"
+
+	"github.com/millrace/millrace/dpdk/internal/rundir"
 )
 
 // listener is this process's one listening memif socket. net_memif never closes a
@@ -27,12 +25,10 @@ import (
 // server interfaces share it and differ by id and secret.
 var listener struct {
 	mu     sync.Mutex
-	socket string // empty: not made yet
+	dir    *rundir.Dir // nil: not made yet
 	nextID uint32
 	nextNo uint32 // numbers the devices of this process
 }
-
-const socketDirPrefix = "millrace-dpdk-"
 
 // handshakePatience bounds a client's wait for the server's answers.
 const handshakePatience = 10 * time.Second
@@ -98,21 +94,21 @@ func waitUp(ctx context.Context, p Port) error {
 func newServer() (Memif, error) {
 	listener.mu.Lock()
 	defer listener.mu.Unlock()
-	if listener.socket == "" {
-		sweepSocketDirs()
-		dir, err := os.MkdirTemp("", fmt.Sprintf("%s%d-", socketDirPrefix, os.Getpid()))
+	if listener.dir == nil {
+		dir, err := rundir.Make("net_memif")
 		if err != nil {
-			return Memif{}, fmt.Errorf("dpdk/eal: directory for the memif socket: %w", err)
+			return Memif{}, fmt.Errorf("dpdk/eal: %w", err)
 		}
-		m := Memif{Socket: filepath.Join(dir, "memif.sock"), Secret: secret()}
-		if err := anchor(m); err != nil {
-			return Memif{}, errors.Join(err, os.RemoveAll(dir))
+		if err := anchor(Memif{Socket: socketIn(dir), Secret: secret()}); err != nil {
+			return Memif{}, errors.Join(err, dir.Remove())
 		}
-		listener.socket = m.Socket
+		listener.dir = dir
 	}
 	listener.nextID++ // 0 is the anchor's
-	return Memif{Socket: listener.socket, ID: listener.nextID, Secret: secret()}, nil
+	return Memif{Socket: socketIn(listener.dir), ID: listener.nextID, Secret: secret()}, nil
 }
+
+func socketIn(d *rundir.Dir) string { return filepath.Join(d.Path, "memif.sock") }
 
 // secret is 115 random bits in as many bytes as net_memif compares.
 func secret() string { return rand.Text()[:23] }
@@ -139,30 +135,8 @@ func anchor(m Memif) error {
 func RemoveSocket() error {
 	listener.mu.Lock()
 	defer listener.mu.Unlock()
-	if listener.socket == "" {
+	if listener.dir == nil {
 		return nil
 	}
-	return os.RemoveAll(filepath.Dir(listener.socket))
-}
-
-// sweepSocketDirs removes what killed processes of this user left behind.
-func sweepSocketDirs() {
-	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), socketDirPrefix+"*"))
-	for _, d := range dirs {
-		var pid int
-		rest := strings.TrimPrefix(filepath.Base(d), socketDirPrefix)
-		if _, err := fmt.Sscanf(rest, "%d-", &pid); err != nil || pid <= 0 {
-			continue
-		}
-		info, err := os.Lstat(d)
-		if err != nil || !info.IsDir() || info.Mode().Perm()&fs.ModePerm != 0o700 {
-			continue
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Getuid() {
-			continue
-		}
-		if syscall.Kill(pid, 0) == syscall.ESRCH {
-			os.RemoveAll(d)
-		}
-	}
+	return listener.dir.Remove()
 }

@@ -23,6 +23,7 @@ const (
 	paramSocket = "memif-socket"
 	paramSecret = "memif-secret"
 	paramID     = "memif-id"
+	paramFrame  = "memif-frame" // bytes of one frame of the serving side
 )
 
 // Name implements dpdk.Pairs.
@@ -36,6 +37,7 @@ func (s *Pairs) Serve(ctx context.Context) (dpdk.Port, map[string]string, error)
 	}
 	return p, map[string]string{
 		paramSocket: m.Socket, paramSecret: m.Secret, paramID: strconv.FormatUint(uint64(m.ID), 10),
+		paramFrame: strconv.Itoa(p.Info().MTU + etherHeaderBytes),
 	}, nil
 }
 
@@ -49,7 +51,17 @@ func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, er
 		}
 		m.ID = uint32(id)
 	}
-	p, _, err := NewMemif(ctx, MemifConfig{Role: Client, Socket: m.Socket, ID: m.ID, Secret: m.Secret, Options: s.Options})
+	opts := s.Options
+	if v, ok := link[paramFrame]; ok {
+		// net_memif copies what a descriptor says into a frame of its own size
+		// without looking: both ends must have the same.
+		n, err := strconv.Atoi(v)
+		if err != nil || n < minFrameBytes || n > maxFrameBytes {
+			return nil, fmt.Errorf("dpdk/eal: the peer described a memif with %s=%q: want %d…%d bytes", paramFrame, v, minFrameBytes, maxFrameBytes)
+		}
+		opts.FrameBytes = n
+	}
+	p, _, err := NewMemif(ctx, MemifConfig{Role: Client, Socket: m.Socket, ID: m.ID, Secret: m.Secret, Options: opts})
 	if err != nil {
 		return nil, err
 	}

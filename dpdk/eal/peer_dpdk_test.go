@@ -7,9 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,14 +49,19 @@ func peerMain(arg string) int {
 		return 2
 	}
 	fmt.Println("up")
-	wasUp := time.Now()
+	// The parent holds the other end of standard input, whatever becomes of it.
+	var orphan atomic.Bool
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		orphan.Store(true)
+	}()
 	for i := 0; ; i++ {
 		if cfg.What == "echo" {
 			echo(p)
 		} else {
 			flood(p)
 		}
-		if i%4096 == 0 && (!p.Up() || time.Since(wasUp) > time.Minute) {
+		if i%4096 == 0 && (!p.Up() || orphan.Load()) {
 			if err := p.Close(); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				return 1
@@ -64,20 +71,26 @@ func peerMain(arg string) int {
 	}
 }
 
-// echo sends back what arrived.
-func echo(p dpdk.Port) {
+// echo sends back what arrived, and loses nothing as long as the link is up.
+func echo(p Port) {
 	var rx, tx [32]dpdk.Frame
 	n := p.RxBurst(rx[:])
 	if n == 0 {
 		return
 	}
-	m := p.AllocBurst(tx[:n])
-	for i := range m {
-		tx[i].Len = copy(tx[i].Data, rx[i].Data[:rx[i].Len])
+	for done := 0; done < n; {
+		m := p.AllocBurst(tx[done:n])
+		for i := done; i < done+m; i++ {
+			tx[i].Len = copy(tx[i].Data, rx[i].Data[:rx[i].Len])
+		}
+		sent := p.TxBurst(tx[done : done+m])
+		p.FreeBurst(tx[done+sent : done+m])
+		done += sent
+		if sent < m && !p.Up() {
+			break
+		}
 	}
 	p.FreeBurst(rx[:n])
-	sent := p.TxBurst(tx[:m])
-	p.FreeBurst(tx[sent:m])
 }
 
 // flood sends as much as fits and drops what arrives.
@@ -94,6 +107,17 @@ func flood(p dpdk.Port) (received int) {
 	return n
 }
 
+// floodUntil floods until so many frames have come.
+func floodUntil(t *testing.T, p Port, frames int) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for received := 0; received < frames; received += flood(p) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d frames came; link up: %v", received, frames, p.Up())
+		}
+	}
+}
+
 // startPeer starts a peer process of p and waits until it says that it is up.
 func startPeer(t testing.TB, cfg peerConfig) *exec.Cmd {
 	t.Helper()
@@ -104,6 +128,9 @@ func startPeer(t testing.TB, cfg peerConfig) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "MILLRACE_EAL_PEER="+string(arg))
 	cmd.Stderr = os.Stderr
+	if _, err := cmd.StdinPipe(); err != nil { // closed by Wait, or with this process
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -114,8 +141,15 @@ func startPeer(t testing.TB, cfg peerConfig) *exec.Cmd {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil || line != "up\n" {
 		cmd.Process.Kill()
+		cmd.Wait()
 		t.Fatalf("peer said %q: %v", line, err)
 	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	})
 	return cmd
 }
 
@@ -134,10 +168,7 @@ func TestSurvivesKilledPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		cmd := startPeer(t, peerConfig{What: "flood", Memif: where, CPU: -1})
-		received := 0
-		for received < 5000 {
-			received += flood(p)
-		}
+		floodUntil(t, p, 5000)
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -168,9 +199,7 @@ func TestClientSeesOrderlyEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := startPeer(t, peerConfig{What: "flood", Memif: where, CPU: -1})
-	for received := 0; received < 1000; {
-		received += flood(p)
-	}
+	floodUntil(t, p, 1000)
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -90,8 +90,6 @@ func open(name string, args *string, opts Options, memif *Memif, role Role) (Por
 	return p, nil
 }
 
-const etherHeaderBytes = 14
-
 // Info describes the port.
 func (p *port) Info() dpdk.PortInfo { return p.info }
 

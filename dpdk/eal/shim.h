@@ -35,6 +35,7 @@ struct mr_port {
 	void *pool;           // struct rte_mempool *
 	void *guard;          // rte_spinlock_t of net_memif's disconnect, or NULL
 	volatile uint32_t *guard_flags;
+	void **dev_data;      // struct rte_eth_dev_data of a guarded port
 	char name[64];
 	char driver[64];
 	uint8_t mac[6];
@@ -42,9 +43,9 @@ struct mr_port {
 };
 
 // mr_eal_init runs rte_eal_init with all signals blocked, so that the threads it
-// makes take none, and with libdpdk's output sent to the log below. 0, or
-// -rte_errno.
-int mr_eal_init(int argc, char **argv);
+// makes take none, and with libdpdk's output sent to the log below. runtime_dir,
+// if not NULL, is where libdpdk makes its run-time directory. 0, or -rte_errno.
+int mr_eal_init(int argc, char **argv, const char *runtime_dir);
 
 // mr_log copies the newest bytes of libdpdk's log that fit and forgets them.
 uint32_t mr_log(char *to, uint32_t room);
@@ -70,6 +71,9 @@ int mr_port_up(struct mr_port *p);
 // mr_port_close stops the device, removes it and frees its pool. remove is 1 for
 // a device that mr_port_open attached.
 int mr_port_close(struct mr_port *p, int remove);
+
+// mr_heap_bytes is what is allocated from libdpdk's heaps.
+uint64_t mr_heap_bytes(void);
 
 // mr_memif_anchor makes an interface that is never started, so that net_memif
 // keeps one listening socket for all server interfaces of this process.

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <rte_eal.h>
@@ -58,16 +59,21 @@ mr_log(char *to, uint32_t room)
 }
 
 int
-mr_eal_init(int argc, char **argv)
+mr_eal_init(int argc, char **argv, const char *runtime_dir)
 {
 	static cookie_io_functions_t io = {.write = log_write};
 	FILE *out = stdout, *err = stderr, *log;
+	char *was = getenv("RUNTIME_DIRECTORY"); // of systemd; libdpdk prefers it
 	sigset_t all, old;
 	int ret;
 
-	log = fopencookie(NULL, "w", io);
-	if (log == NULL)
+	if (was != NULL && (was = strdup(was)) == NULL)
 		return -ENOMEM;
+	log = fopencookie(NULL, "w", io);
+	if (log == NULL) {
+		free(was);
+		return -ENOMEM;
+	}
 	setvbuf(log, NULL, _IOLBF, 512);
 	rte_openlog_stream(log);
 
@@ -78,8 +84,15 @@ mr_eal_init(int argc, char **argv)
 	fflush(out);
 	stdout = log;
 	stderr = log;
+	if (runtime_dir != NULL)
+		setenv("RUNTIME_DIRECTORY", runtime_dir, 1);
 	rte_errno = 0;
 	ret = rte_eal_init(argc, argv);
+	if (runtime_dir != NULL && was != NULL)
+		setenv("RUNTIME_DIRECTORY", was, 1);
+	else if (runtime_dir != NULL)
+		unsetenv("RUNTIME_DIRECTORY");
+	free(was);
 	fflush(log);
 	stdout = out;
 	stderr = err;

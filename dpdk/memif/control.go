@@ -37,6 +37,7 @@ const (
 	defaultRingLog2    = 8
 	defaultBufferBytes = 4352
 	maxRingLog2        = 14
+	minBufferBytes     = 64
 	maxBufferBytes     = 64 << 10
 	// handshakeTimeout bounds the set-up where ctx does not end it earlier.
 	handshakeTimeout = 5 * time.Second
@@ -52,8 +53,8 @@ func (c *Config) check() error {
 	switch {
 	case c.RingLog2 > maxRingLog2:
 		return fmt.Errorf("memif: ring of 2^%d slots: the protocol's limit is 2^%d", c.RingLog2, maxRingLog2)
-	case c.BufferBytes < 64 || c.BufferBytes > maxBufferBytes:
-		return fmt.Errorf("memif: buffers of %d bytes: want 64 to %d", c.BufferBytes, maxBufferBytes)
+	case c.BufferBytes < minBufferBytes || c.BufferBytes > maxBufferBytes:
+		return fmt.Errorf("memif: buffers of %d bytes: want %d to %d", c.BufferBytes, minBufferBytes, maxBufferBytes)
 	case len(c.Name) >= nameBytes:
 		return fmt.Errorf("memif: name %q is longer than %d bytes", c.Name, nameBytes-1)
 	case len(c.Secret) >= secretBytes:

@@ -11,13 +11,14 @@ import (
 	"sync"
 
 	"github.com/millrace/millrace/dpdk"
+	"github.com/millrace/millrace/dpdk/internal/rundir"
 )
 
 // Pairs is dpdk.Pairs over memif: the serving side makes a socket in a directory
 // that only this user can enter, and a secret that only the peer is told.
 type Pairs struct {
 	mu   sync.Mutex
-	dir  string
+	dir  *rundir.Dir
 	made int
 }
 
@@ -27,7 +28,8 @@ var _ dpdk.Pairs = (*Pairs)(nil)
 const (
 	paramSocket = "memif-socket"
 	paramSecret = "memif-secret"
-	paramID     = "memif-id" // absent: 0; libdpdk's interfaces share a socket
+	paramID     = "memif-id"    // absent: 0; libdpdk's interfaces share a socket
+	paramFrame  = "memif-frame" // bytes of one frame of the serving side, which libdpdk does not check
 )
 
 // Name implements dpdk.Pairs.
@@ -37,21 +39,21 @@ func (*Pairs) Name() string { return "memif" }
 func (s *Pairs) Serve(context.Context) (dpdk.Port, map[string]string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dir == "" {
-		dir, err := os.MkdirTemp("", "millrace-memif-")
+	if s.dir == nil {
+		dir, err := rundir.Make("memif")
 		if err != nil {
-			return nil, nil, fmt.Errorf("memif: a directory for sockets: %w (TMPDIR chooses where)", err)
+			return nil, nil, fmt.Errorf("memif: %w", err)
 		}
 		s.dir = dir
 	}
 	s.made++
-	path := filepath.Join(s.dir, strconv.Itoa(s.made))
+	path := filepath.Join(s.dir.Path, strconv.Itoa(s.made))
 	secret := rand.Text()[:secretBytes-1]
 	p, err := Serve(path, Config{Name: "millrace", Secret: secret})
 	if err != nil {
 		return nil, nil, err
 	}
-	return p, map[string]string{paramSocket: path, paramSecret: secret}, nil
+	return p, map[string]string{paramSocket: path, paramSecret: secret, paramFrame: strconv.Itoa(p.cfg.BufferBytes)}, nil
 }
 
 // Join implements dpdk.Pairs.
@@ -68,6 +70,13 @@ func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, er
 		}
 		cfg.ID = uint32(id)
 	}
+	if v, ok := link[paramFrame]; ok {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < minBufferBytes || n > maxBufferBytes {
+			return nil, fmt.Errorf("%w: the peer described a memif with %s=%q", ErrProtocol, paramFrame, v)
+		}
+		cfg.BufferBytes = n
+	}
 	p, err := Connect(ctx, path, cfg)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: memif joins processes of one machine that share a file system; use rdma:// or tcp:// between machines", err)
@@ -82,10 +91,10 @@ func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, er
 func (s *Pairs) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dir == "" {
+	if s.dir == nil {
 		return nil
 	}
 	dir := s.dir
-	s.dir = ""
-	return os.RemoveAll(dir)
+	s.dir = nil
+	return dir.Remove()
 }

@@ -17,9 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace/millrace/dpdk"
+	"github.com/millrace/millrace/dpdk/porttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// PeerKinds is what the external tests of this package start in other processes.
+var PeerKinds map[string]func() dpdk.Pairs
+
+func TestMain(m *testing.M) {
+	porttest.PeerMain(PeerKinds)
+	goleak.VerifyTestMain(m)
+}
 
 func testCtx(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

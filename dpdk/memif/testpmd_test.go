@@ -47,6 +47,7 @@ func testpmd(t *testing.T, role, socket string) *lockedBuffer {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cmd.Env = append(os.Environ(), "RUNTIME_DIRECTORY="+t.TempDir()) // else it leaves one in /var/run
 	var out lockedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
