@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"os"
+	"slices"
 
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
@@ -88,6 +89,9 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
 	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}}
 	client.spec.Role = "producer"
+	if slices.Equal(client.place.CPUs, proxy.place.CPUs) {
+		client.spec.Idle = netpoll.Efficient().Name // a client that spins takes its proxy's time
+	}
 	if device == blockingSockets {
 		idle = "blocking"
 		broker.spec.Role, proxy.spec.Role, client.spec.Blocking = "net-broker", "net-proxy", true

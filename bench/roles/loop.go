@@ -27,6 +27,7 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 	if err != nil {
 		return nil, err
 	}
+	forSleepers(idle)
 	l, err := netpoll.NewLoop(netpoll.Options{
 		Backends: backends, Idle: idle, Logger: warnings(),
 	})

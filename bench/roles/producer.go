@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/serialize"
 )
 
@@ -19,6 +20,9 @@ const drainPatience = 10 * time.Second
 // each connection, or, with spec.Rate, in an open loop whose latencies count from
 // the time at which a message was due. On Verify it reads the topic back.
 func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
+	if spec.Rate > 0 && !spec.Blocking { // beside the loop a goroutine sleeps until messages are due
+		forSleepers(netpoll.Efficient())
+	}
 	ms, err := messages.Load(spec.Input, spec.Size)
 	if err != nil {
 		return err
