@@ -61,7 +61,7 @@ func TestMemifIsChecked(t *testing.T) {
 		{Socket: "/" + strings.Repeat("x", 107), Secret: "s"}, {Socket: "/tmp/x", Secret: ""}, {Socket: "/tmp/x", Secret: "s,id=0"}, {Socket: "/tmp/x", Secret: strings.Repeat("s", 24)},
 	} {
 		if validMemif(m) == nil {
-			t.Errorf("%q passed", m)
+			t.Errorf("%+v passed", m)
 		}
 	}
 }
