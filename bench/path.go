@@ -70,6 +70,24 @@ func (r *runner) throughputJobs() []*job {
 	return jobs
 }
 
+// consumeMessages is how many messages a topic holds that is read again and again.
+const consumeMessages = 200_000
+
+// consumeJobs: reading what is stored, as fast as it goes.
+func (r *runner) consumeJobs() []*job {
+	var jobs []*job
+	r.eachDevice(func(transport, device string) {
+		if device == blockingSockets { // its consumer would be the product's own loop
+			return
+		}
+		j := r.pathJob("consume", transport, device, role.Spec{Count: consumeMessages})
+		j.row.Batched, j.row.FlushPerMessage = nil, nil
+		j.primary = messageRate
+		jobs = append(jobs, j)
+	})
+	return jobs
+}
+
 func messageRate(r *report.Row) float64 { return r.MessagesPerSecond }
 
 // pathJob measures client → proxy → broker with the transport between the latter
@@ -89,6 +107,10 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
 	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}}
 	client.spec.Role = "producer"
+	verify := workload != "consume" // which compares all that it reads
+	if !verify {
+		client.spec.Role = "consumer"
+	}
 	if slices.Equal(client.place.CPUs, proxy.place.CPUs) {
 		client.spec.Idle = netpoll.Efficient().Name // a client that spins takes its proxy's time
 	}
@@ -111,7 +133,7 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 			defer os.RemoveAll(dir)
 			b := broker
 			b.spec.DataDir = dir
-			return measureOnce(ctx, &r.o.Launcher, []part{b, proxy}, client, true)
+			return measureOnce(ctx, &r.o.Launcher, []part{b, proxy}, client, verify)
 		},
 	}
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -181,7 +182,7 @@ func (r *runner) measureAll(ctx context.Context) error {
 		for _, j := range jobs {
 			if j.err != nil {
 				failures = append(failures, j.err)
-				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: j.row.Transport, Reason: "failed: " + j.err.Error(), Fix: "a failure is a defect of this program or of the machine: report it with this text and `millrace doctor --json`"})
+				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: cmp.Or(j.row.Transport, j.row.Workload), Reason: "failed: " + j.err.Error(), Fix: "a failure is a defect of this program or of the machine: report it with this text and `millrace doctor --json`"})
 				continue
 			}
 			r.rep.Results = append(r.rep.Results, j.finish())
@@ -213,11 +214,17 @@ func (j *job) finish() report.Row {
 		row.MessageBytes = median(func(s *sample) float64 { return float64(s.result.Bytes) / float64(max(1, s.result.Messages)) })
 	}
 	row.BytesPerSecond = median(func(s *sample) float64 { return float64(s.result.Bytes) / s.result.Elapsed.Seconds() })
+	if row.Codec != "" {
+		row.RecordsPerSecond, row.MessagesPerSecond = row.MessagesPerSecond, 0
+		row.OverheadBytesPerRecord = median(func(s *sample) float64 { return s.result.OverheadBytes })
+	}
 	var rts, sendRTs []*measure.Quantiles
 	for _, s := range j.samples {
 		rts, sendRTs = append(rts, s.result.RT), append(sendRTs, s.sendRT)
-		row.Lost = addCount(row.Lost, s.result.Lost)
-		row.Duplicated = addCount(row.Duplicated, s.result.Duplicated)
+		if row.Codec == "" {
+			row.Lost = addCount(row.Lost, s.result.Lost)
+			row.Duplicated = addCount(row.Duplicated, s.result.Duplicated)
+		}
 		if ok := s.result.Sustained; ok != nil && (row.Sustained == nil || !*ok) {
 			row.Sustained = ok
 		}
@@ -279,6 +286,10 @@ func (r *runner) jobs(workload string) []*job {
 		return r.produceJobs()
 	case "throughput":
 		return r.throughputJobs()
+	case "consume":
+		return r.consumeJobs()
+	case "serialize":
+		return r.serializeJobs()
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ type Spec struct {
 	DataDir     string        `json:"dataDir,omitempty"`
 	Durability  string        `json:"durability,omitempty"`
 	Count       int64         `json:"count,omitempty"`
+
+	Operation    string `json:"operation,omitempty"`
+	BatchRecords int    `json:"batchRecords,omitempty"`
 }
 
 // Command is what the parent tells a child after its Spec.
@@ -86,4 +89,6 @@ type Result struct {
 	Duplicated *int64             `json:"duplicated,omitempty"`
 	Sustained  *bool              `json:"sustained,omitempty"`
 	BusyShare  *float64           `json:"busyShare,omitempty"`
+	// OverheadBytes is what a codec adds to each record.
+	OverheadBytes float64 `json:"overheadBytes,omitempty"`
 }

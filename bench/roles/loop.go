@@ -29,7 +29,7 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 	}
 	forSleepers(idle)
 	l, err := netpoll.NewLoop(netpoll.Options{
-		Backends: backends, Idle: idle, Logger: warnings(),
+		Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, Logger: warnings(),
 	})
 	if err != nil {
 		return nil, err

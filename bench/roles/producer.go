@@ -20,7 +20,7 @@ const drainPatience = 10 * time.Second
 // each connection, or, with spec.Rate, in an open loop whose latencies count from
 // the time at which a message was due. On Verify it reads the topic back.
 func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
-	if spec.Rate > 0 && !spec.Blocking { // beside the loop a goroutine sleeps until messages are due
+	if spec.Rate > 0 { // beside the loop a goroutine sleeps until messages are due
 		forSleepers(netpoll.Efficient())
 	}
 	ms, err := messages.Load(spec.Input, spec.Size)
@@ -155,6 +155,15 @@ func (p *producer) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := p.drain(ctx); err != nil {
+		return err
+	}
+	p.recordUnsent()
+	return nil
+}
+
+// drain waits until all is answered.
+func (p *producer) drain(ctx context.Context) error {
 	dctx, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
 	if err := p.waitFor(dctx, 0); err != nil {
@@ -163,7 +172,6 @@ func (p *producer) run(ctx context.Context) error {
 		}
 		return fmt.Errorf("%d of %d messages were not acknowledged within %v: %w", p.appended-p.completed.Load(), p.appended, drainPatience, err)
 	}
-	p.recordUnsent()
 	return nil
 }
 

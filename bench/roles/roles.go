@@ -30,6 +30,8 @@ var All = map[string]role.Func{
 	"broker":     runBroker,
 	"proxy":      runProxy,
 	"producer":   runProducer,
+	"consumer":   runConsumer,
+	"codec":      runCodec,
 }
 
 // answerTimeout is how long a ping-pong waits for one answer: a peer that hangs,

@@ -30,6 +30,18 @@ func benchCommand() *cobra.Command {
 		Short: "Compare kernel TCP, RDMA and DPDK on this machine",
 		Long: `Compare kernel TCP, RDMA and DPDK on this machine, each role in a process of its own.
 
+Workloads:
+  rtt         ping-pong between two processes; layer port is the floor, a bare socket or port
+  produce     client, proxy, broker, acknowledgement at a fixed rate; latency counts from the time
+              at which a message was due, so that a stall shows in all messages that it delayed
+  throughput  the same as fast as it goes, with the aggregator and with each message a request of its own
+  consume     reading a topic from its start
+  serialize   the batch format on one core
+Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test. What was
+acknowledged is read back and compared, byte by byte. TCP runs through the same event loop (epoll) and
+as ordinary blocking sockets (net). With --topology netns everything but dpdk crosses a veth pair; a memif
+port is shared memory, only its connection's set-up crosses.
+
 Exit status: 0; 1 if a measurement failed; 2 for wrong flags; 3 if a transport named with --transports
 could not run (the others ran).`,
 		Args: noArgs,
@@ -44,7 +56,7 @@ could not run (the others ran).`,
 	fl.Float64Var(&f.options.Rate, "rate", 0, "messages per second of the produce workload (default 2000)")
 	fl.IntVar(&f.options.Connections, "connections", 1, "connections of the client")
 	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, else balanced)")
-	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 1.5s, quick 0.5s)")
+	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 1s, quick 0.4s)")
 	fl.BoolVar(&f.options.Quick, "quick", false, "one repetition of each, done within a minute")
 	fl.BoolVar(&f.headline, "headline", false, "print only the published claims as ratios of this run")
 	fl.StringVar(&f.json, "json", "", "write the results as JSON to this file, - for standard output")
