@@ -51,6 +51,15 @@ func TestGoldenPackets(t *testing.T) {
 		if h.ICRC != roce.GetICRC(b[len(b)-4:]) {
 			t.Errorf("%s: ICRC %08x", g.Name, h.ICRC)
 		}
+		udp := p.Layer(layers.LayerTypeUDP).(*layers.UDP)
+		if !CheckICRC(p.NetworkLayer(), udp, udp.Payload) {
+			t.Errorf("%s: a correct ICRC was refused", g.Name)
+		}
+		udp.Payload[len(udp.Payload)/2] ^= 1
+		if CheckICRC(p.NetworkLayer(), udp, udp.Payload) {
+			t.Errorf("%s: a flipped bit went unnoticed", g.Name)
+		}
+		udp.Payload[len(udp.Payload)/2] ^= 1
 		n := 0
 		if app := p.ApplicationLayer(); app != nil {
 			n = len(app.Payload())
