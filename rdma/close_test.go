@@ -213,7 +213,7 @@ func TestPeerBreaksProtocol(t *testing.T) {
 		{"control that goes on", []message{{credit | more, true, 0}}, "control message with data"},
 		{"short piece", []message{{more, true, 100}}, "piece of 100 bytes"},
 		{"empty piece", []message{{more, true, 0}}, "piece of 0 bytes"},
-		{"too long", []message{{more, true, 8192}, {more, true, 8192}, {more, true, 8192}}, "more than 20000 bytes"},
+		{"too long", []message{{more, true, 8188}, {more, true, 8188}, {more, true, 8188}}, "more than 20000 bytes"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			server := startNode(t, nodeOptions{loop: netpoll.Options{MaxMessageBytes: 20_000}})

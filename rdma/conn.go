@@ -13,7 +13,7 @@ import (
 // conn is a netpoll.Wire over one queue pair. The loop's goroutine owns it.
 //
 // Its memory is R receive buffers, EventLoopOptions.Receives × a slot of
-// EventLoopOptions.ReceiveBytes: by default 64 × (8,192 + 128) B = 520 KiB, so a
+// EventLoopOptions.ReceiveBytes: by default 64 × (8,188 + 132) B = 520 KiB, so a
 // loop's default pool of 64 MiB holds about 120 connections, and 1,000 of them
 // need 520 MiB; and its share of a completion queue, (64 + 128) × sizeof(WC).
 type conn struct {

@@ -28,7 +28,8 @@ type Link interface {
 	Rx(frames []Frame) int
 	// RxFree gives the frames of the last Rx back.
 	RxFree(frames []Frame)
-	// FD is readable when Rx would find packets; -1 if there is no descriptor.
+	// FD is readable when Rx, having found nothing, would find packets again; -1 if
+	// there is no descriptor.
 	FD() int
 	// Close frees the link.
 	Close() error
@@ -47,6 +48,11 @@ type LinkAttr struct {
 	Local netip.AddrPort // address and UDP port that peers send to
 	MTU   int            // bytes after the UDP header that fit one packet
 	Queue int            // frames that may be in flight from here before a burst is likely dropped or refused
+	// Numbered says that received packets may have the IPv4 identifications 0 to
+	// roce.MaxSegments-1 of a segmentation offload, and that the link cannot see them:
+	// a packet counts as intact if its ICRC is right with one of them. That leaves a
+	// damaged packet 64 chances in 2^32 to pass, behind the link layer's own checksum.
+	Numbered bool
 }
 
 // Path is a prepared destination.

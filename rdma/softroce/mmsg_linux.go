@@ -6,25 +6,51 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+const (
+	// rxMessages is how many datagrams, or trains of them, one system call takes.
+	rxMessages = 32
+	// datagramBytes holds the longest datagram or train.
+	datagramBytes = 1 << 16
+	// maxTrain is the largest payload of one UDP datagram, over IPv4.
+	maxTrain = 1<<16 - 1 - 20 - 8
 )
 
 // mmsgSocket makes the system calls of a UDPLink. They are raw: the socket does not
 // block, so the Go scheduler need not hear of them (about 50 ns less each, and no
 // hand-off of the P).
 //
+// Packets of one length to one peer travel as a train: the kernel takes them in one
+// piece (UDP_SEGMENT), carries them through its layers as one, and cuts them up as
+// late as it can, on loopback never. The receiver gets a train in one piece too
+// (UDP_GRO). Over IPv4 the kernel numbers the packets of a train 0, 1, …, and the
+// ICRC covers that number.
+//
 // The message headers point into Go memory: into this struct, into the link's frames
 // and into a udpPath that the frame's Path keeps alive. The heap does not move.
 type mmsgSocket struct {
-	fd    int
-	v6    bool
-	zone  uint32
-	tx    [burst]mmsghdr
-	txVec [burst]unix.Iovec
-	rx    [burst]mmsghdr
-	rxVec [burst]unix.Iovec
-	names [burst][unix.SizeofSockaddrInet6]byte
-	data  [burst][]byte
-	used  int // headers of rx that the kernel wrote to at the last call
+	fd     int
+	v6     bool
+	zone   uint32
+	trains bool // the kernel sends trains
+
+	tx      [burst]mmsghdr
+	txVec   [burst]unix.Iovec
+	txCtl   [burst]segmentControl
+	txTrain [burst]int // frames in each message
+
+	rx    [rxMessages]mmsghdr
+	rxVec [rxMessages]unix.Iovec
+	rxCtl [rxMessages]groControl
+	names [rxMessages][unix.SizeofSockaddrInet6]byte
+	data  []byte // rxMessages × datagramBytes
+
+	// The messages of the last system call, of which rxAt is the next to hand out,
+	// from byte rxOff on.
+	rxCount, rxAt, rxOff int
 
 	lastName uint64 // the start of the last IPv4 sockaddr
 	lastSrc  netip.AddrPort
@@ -37,20 +63,49 @@ type mmsghdr struct {
 	_   uint32
 }
 
-func (s *mmsgSocket) init(fd int, v6 bool, rx []byte) {
-	s.fd, s.v6 = fd, v6
+// segmentControl is the control message that makes a train: its packets' length.
+type segmentControl struct {
+	hdr  unix.Cmsghdr
+	size uint16
+	_    [6]byte
+}
+
+// groControl is the control message that comes with a train.
+type groControl struct {
+	hdr  unix.Cmsghdr
+	size int32
+	_    [4]byte
+}
+
+func (s *mmsgSocket) init(fd int, v6, trains bool) {
+	s.fd, s.v6, s.trains = fd, v6, trains
+	s.data = make([]byte, rxMessages*datagramBytes)
 	for i := range s.rx {
-		s.data[i] = rx[i*frameBytes:][:frameBytes:frameBytes]
-		s.rxVec[i].Base = &s.data[i][0]
-		s.rxVec[i].SetLen(frameBytes)
+		s.rxVec[i].Base = &s.data[i*datagramBytes]
+		s.rxVec[i].SetLen(datagramBytes)
 		h := &s.rx[i].hdr
 		h.Name = &s.names[i][0]
-		h.Namelen = unix.SizeofSockaddrInet6
 		h.Iov = &s.rxVec[i]
 		h.SetIovlen(1)
-		s.tx[i].hdr.Iov = &s.txVec[i]
-		s.tx[i].hdr.SetIovlen(1)
+		h.Control = (*byte)(unsafe.Pointer(&s.rxCtl[i]))
 	}
+	for i := range s.txCtl {
+		c := &s.txCtl[i].hdr
+		c.Level, c.Type = unix.SOL_UDP, unix.UDP_SEGMENT
+		c.SetLen(unix.CmsgLen(2))
+	}
+	s.rxCount = rxMessages
+	s.resetRx()
+}
+
+// resetRx prepares the headers that the kernel wrote to for its next use.
+func (s *mmsgSocket) resetRx() {
+	for i := range s.rx[:s.rxCount] {
+		h := &s.rx[i].hdr
+		h.Namelen = unix.SizeofSockaddrInet6
+		h.SetControllen(int(unsafe.Sizeof(groControl{})))
+	}
+	s.rxCount, s.rxAt, s.rxOff = 0, 0, 0
 }
 
 // putSockaddr writes addr as a struct sockaddr_in or sockaddr_in6 and returns its
@@ -73,51 +128,147 @@ func putSockaddr(b *[unix.SizeofSockaddrInet6]byte, addr netip.AddrPort, zone ui
 }
 
 // send sends at most burst frames and returns how many the kernel took; errno, if
-// not 0, is about the next one.
-func (s *mmsgSocket) send(frames []Frame) (int, unix.Errno) {
+// not 0, is about the refused ones that follow.
+func (s *mmsgSocket) send(frames []Frame) (taken, refused int, errno unix.Errno) {
 	if len(frames) == 1 { // the usual case at low load: the plain call is cheaper
 		f := &frames[0]
 		p := f.Path.Link.(*udpPath)
 		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(f.Data))),
 			uintptr(f.Len), unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&p.name)), uintptr(p.len))
 		if errno != 0 {
-			return 0, errno
+			return 0, 1, errno
 		}
-		return 1, 0
+		return 1, 0, 0
 	}
-	for i := range frames {
-		f := &frames[i]
-		p := f.Path.Link.(*udpPath)
-		h := &s.tx[i].hdr
+	messages := 0
+	for at := 0; at < len(frames); messages++ {
+		n := s.train(frames[at:])
+		p := frames[at].Path.Link.(*udpPath)
+		h := &s.tx[messages].hdr
 		h.Name, h.Namelen = &p.name[0], p.len
-		s.txVec[i].Base = unsafe.SliceData(f.Data)
-		s.txVec[i].SetLen(f.Len)
+		h.Iov = &s.txVec[at]
+		h.SetIovlen(n)
+		for i := range frames[at : at+n] {
+			f := &frames[at+i]
+			s.txVec[at+i].Base = unsafe.SliceData(f.Data)
+			s.txVec[at+i].SetLen(f.Len)
+		}
+		h.Control = nil
+		h.SetControllen(0)
+		if n > 1 {
+			c := &s.txCtl[messages]
+			c.size = uint16(frames[at].Len)
+			h.Control = (*byte)(unsafe.Pointer(c))
+			h.SetControllen(int(unsafe.Sizeof(*c)))
+			s.number(frames[at : at+n])
+		}
+		s.txTrain[messages] = n
+		at += n
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.tx)), uintptr(len(frames)), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.tx)), uintptr(messages), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
-		return 0, errno
+		n, refused = 0, s.txTrain[0]
 	}
-	return int(n), 0
+	for _, k := range s.txTrain[:n] {
+		taken += k
+	}
+	for at, i := taken, int(n); i < messages; i++ { // those may leave in other trains, or alone
+		k := s.txTrain[i]
+		s.number(frames[at : at+k])
+		at += k
+	}
+	if refused > 1 && (errno == unix.EINVAL || errno == unix.EIO || errno == unix.EMSGSIZE) {
+		// This device cannot, for instance because it has no checksum offload
+		// (net/ipv4/udp.c, udp_send_skb). It may still send packets one by one.
+		s.trains = false
+		return 0, 0, unix.EINTR
+	}
+	return taken, refused, errno
 }
 
-// receive takes at most burst packets. An error other than "nothing there" belongs
-// to an earlier packet of ours and costs none of these.
+// train is how many of frames, at least one, can go as one: they have one
+// destination and one length, but the last one may be shorter.
+func (s *mmsgSocket) train(frames []Frame) int {
+	if !s.trains {
+		return 1
+	}
+	size, total := frames[0].Len, frames[0].Len
+	to := frames[0].Path.Link.(*udpPath)
+	n := 1
+	for n < len(frames) && n < roce.MaxSegments {
+		f := &frames[n]
+		if total += f.Len; total > maxTrain || f.Len > size {
+			break
+		}
+		if p := f.Path.Link.(*udpPath); p != to && *p != *to {
+			break
+		}
+		n++
+		if f.Len < size {
+			break
+		}
+	}
+	return n
+}
+
+// number makes the ICRCs of a train those of its packets' numbers; done twice, it
+// undoes that.
+func (s *mmsgSocket) number(train []Frame) {
+	if s.v6 { // IPv6 has no identification
+		return
+	}
+	for i := 1; i < len(train); i++ {
+		f := &train[i]
+		b := f.Data[f.Len-roce.ICRCLen : f.Len]
+		roce.PutICRC(b, roce.GetICRC(b)^roce.SegmentDelta(i, f.Len))
+	}
+}
+
+// receive hands out packets, from the last system call's if there are any left. An
+// error other than "nothing there" belongs to an earlier packet of ours and costs
+// none of these.
 func (s *mmsgSocket) receive(frames []Frame) int {
-	for i := range s.rx[:s.used] {
-		s.rx[i].hdr.Namelen = unix.SizeofSockaddrInet6
+	if s.rxAt == s.rxCount {
+		s.resetRx()
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.rx)), rxMessages, unix.MSG_DONTWAIT, 0, 0)
+		if errno != 0 {
+			return 0
+		}
+		s.rxCount = int(n)
 	}
-	s.used = 0
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.rx)),
-		uintptr(min(len(frames), burst)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0
+	k := 0
+	for s.rxAt < s.rxCount && k < len(frames) {
+		i := s.rxAt
+		total := int(s.rx[i].n)
+		size := s.trainSize(i, total)
+		data := s.data[i*datagramBytes:][:total]
+		src := s.source(i)
+		for {
+			f := &frames[k]
+			k++
+			end := min(s.rxOff+size, total)
+			f.Data, f.Src, f.Pseudo = data[s.rxOff:end:end], src, nil
+			f.Len = len(f.Data)
+			s.rxOff = end
+			if end == total {
+				s.rxAt, s.rxOff = i+1, 0
+				break
+			}
+			if k == len(frames) {
+				break
+			}
+		}
 	}
-	s.used = int(n)
-	for i := range frames[:n] {
-		f := &frames[i]
-		f.Data, f.Len, f.Src, f.Pseudo = s.data[i], int(s.rx[i].n), s.source(i), nil
+	return k
+}
+
+// trainSize is the length of the packets in message i, which has total bytes.
+func (s *mmsgSocket) trainSize(i, total int) int {
+	c := &s.rxCtl[i]
+	if int(s.rx[i].hdr.Controllen) >= unix.CmsgLen(4) && c.hdr.Level == unix.SOL_UDP && c.hdr.Type == unix.UDP_GRO && c.size > 0 {
+		return int(c.size)
 	}
-	return int(n)
+	return total
 }
 
 func (s *mmsgSocket) source(i int) netip.AddrPort {

@@ -124,14 +124,17 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 		return rdma.ErrQPState
 	case !roce.ValidPathMTU(r.PathMTU) || r.PathMTU > q.dev.pathMTU:
 		return fmt.Errorf("softroce: path MTU of %d bytes; %s carries 256, 512, … %d", r.PathMTU, q.dev.attr.Name, q.dev.pathMTU)
-	case r.QPN > roce.MaxQPN || r.StartPSN > roce.PSNMask:
-		return fmt.Errorf("softroce: remote queue pair %#x with start PSN %#x: both have 24 bits", r.QPN, r.StartPSN)
+	case r.QPN < 2 || r.QPN >= roce.MaxQPN || r.StartPSN > roce.PSNMask:
+		return fmt.Errorf("softroce: remote queue pair %#x with start PSN %#x: both have 24 bits, and the numbers 0, 1 and 0xffffff are reserved", r.QPN, r.StartPSN)
 	case r.UDPPort == 0:
 		return fmt.Errorf("softroce: the remote device at %v has no UDP port", r.Addr)
 	}
 	local := q.dev.attr.Local
 	addr := r.Addr.Unmap().WithZone("")
-	if !addr.IsValid() || addr.Is4() != local.Addr().Unmap().Is4() {
+	if !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() {
+		return fmt.Errorf("softroce: remote address %v is not that of a device", r.Addr)
+	}
+	if addr.Is4() != local.Addr().Unmap().Is4() {
 		return fmt.Errorf("softroce: remote address %v; %s is on %v and reaches only its own family", r.Addr, q.dev.attr.Name, local.Addr())
 	}
 	dst := netip.AddrPortFrom(addr, r.UDPPort)

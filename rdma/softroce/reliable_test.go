@@ -240,6 +240,9 @@ func TestStoppedProcess(t *testing.T) {
 	if wcs := p.a.poll(); len(wcs) != 1 || wcs[0].Status != rdma.Success {
 		t.Fatalf("completions %+v", wcs)
 	}
+	if s := p.a.dev.Stats(); s.Timeouts != 0 {
+		t.Errorf("the timer came before the acknowledgement that was there: %+v", s)
+	}
 }
 
 func TestFlowsShareFairly(t *testing.T) {

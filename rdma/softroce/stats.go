@@ -25,7 +25,7 @@ type Stats struct {
 	BadRequests uint64 // requests answered with an error NAK
 
 	// Received packets that were dropped in silence, by the first check that failed.
-	DropLength  uint64 // shorter than its headers, pad and ICRC
+	DropLength  uint64 // shorter than its headers, pad and ICRC, or longer than any packet
 	DropVersion uint64 // transport version other than 0
 	DropQPN     uint64 // no such queue pair
 	DropOpcode  uint64 // not an operation of reliable connections, or an answer to what this device never asks

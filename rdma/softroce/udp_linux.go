@@ -24,18 +24,18 @@ const (
 )
 
 // UDPLink carries packets over an unconnected UDP socket. The kernel sends IPv4
-// with identification 0 and "don't fragment", so the sender can compute the ICRC;
-// a receiver cannot see a peer's identification, and takes it for 0 too. A peer
-// that numbers its packets (rdma_rxe, RNICs) is understood over IPv6, or through a
-// poll-mode port.
+// with "don't fragment" and identification 0, or 0, 1, … within a train (see
+// mmsgSocket), so the sender can compute the ICRC; a receiver cannot see a peer's
+// identification, and tries these. A peer that numbers its packets otherwise
+// (rdma_rxe, RNICs) is understood over IPv6, or through a poll-mode port.
 type UDPLink struct {
 	sock mmsgSocket
 	attr LinkAttr
 	mtu  int // of the interface
 	rcv  int // receive buffer as granted, bytes
 
-	frames [2 * burst * frameBytes]byte // transmit frames, then receive frames
-	free   [burst]uint16                // transmit frames that are not out
+	frames [burst * frameBytes]byte // to transmit
+	free   [burst]uint16            // of them, those that are not out
 	nfree  int
 
 	txErrors uint64
@@ -65,11 +65,14 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, rcv, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone)
+	fd, trains, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone)
 	if err != nil {
 		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
 	}
-	l.rcv = rcv
+	if l.rcv, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("getsockopt", err)
+	}
 	local, err := localAddr(fd)
 	if err != nil {
 		unix.Close(fd)
@@ -79,9 +82,11 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	if ip.Is6() {
 		headers = 48
 	}
-	l.attr = LinkAttr{Name: "softroce+udp", Local: local, MTU: min(mtu-headers, frameBytes), Queue: max(rcv/skbBytes, 1)}
+	l.attr = LinkAttr{
+		Name: "softroce+udp", Local: local, MTU: min(mtu-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1), Numbered: ip.Is4(),
+	}
 	l.sock.zone = zone
-	l.sock.init(fd, ip.Is6(), l.frames[burst*frameBytes:])
+	l.sock.init(fd, ip.Is6(), trains)
 	for i := range l.free {
 		l.free[i] = uint16(len(l.free) - 1 - i)
 	}
@@ -89,14 +94,15 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	return l, nil
 }
 
-func openUDP(addr netip.AddrPort, zone uint32) (fd, rcv int, err error) {
+// openUDP makes the socket. trains tells that the kernel can send trains of packets.
+func openUDP(addr netip.AddrPort, zone uint32) (fd int, trains bool, err error) {
 	family := unix.AF_INET
 	if addr.Addr().Is6() {
 		family = unix.AF_INET6
 	}
 	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return -1, 0, os.NewSyscallError("socket", err)
+		return -1, false, os.NewSyscallError("socket", err)
 	}
 	defer func() {
 		if err != nil {
@@ -104,42 +110,49 @@ func openUDP(addr netip.AddrPort, zone uint32) (fd, rcv int, err error) {
 		}
 	}()
 	type option struct{ level, name, value int }
+	// Trains need the UDP checksum (net/ipv4/udp.c, udp_send_skb: EINVAL without).
+	// The kernel leaves it to the card, and the ICRC does not cover it. Linux has
+	// UDP_SEGMENT since 4.18 and UDP_GRO, without which trains are cut up before they
+	// are received, since 5.0.
+	trains = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT, 0) == nil
+	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
+	noChecksum := 1
+	if trains {
+		noChecksum = 0
+	}
 	options := []option{
 		{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO},
-		{unix.SOL_SOCKET, unix.SO_NO_CHECK, 1},
+		{unix.SOL_SOCKET, unix.SO_NO_CHECK, noChecksum},
 	}
 	if family == unix.AF_INET6 {
 		options = []option{
 			{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1},
 			{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO},
-			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1},
+			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, noChecksum},
 			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
 		}
 	}
 	for _, o := range options {
 		if err = unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			return -1, 0, os.NewSyscallError("setsockopt", err)
+			return -1, false, os.NewSyscallError("setsockopt", err)
 		}
 	}
 	// Without CAP_NET_ADMIN net.core.rmem_max and wmem_max bound what is granted.
 	for _, o := range [...][2]int{{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
 		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[0], socketBytes) != nil {
 			if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o[1], socketBytes); err != nil {
-				return -1, 0, os.NewSyscallError("setsockopt", err)
+				return -1, false, os.NewSyscallError("setsockopt", err)
 			}
 		}
-	}
-	if rcv, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err != nil {
-		return -1, 0, os.NewSyscallError("getsockopt", err)
 	}
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: [4]byte(addr.Addr().AsSlice()[:4])}
 	if family == unix.AF_INET6 {
 		sa = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16(), ZoneId: zone}
 	}
 	if err = unix.Bind(fd, sa); err != nil {
-		return -1, 0, os.NewSyscallError("bind", err)
+		return -1, false, os.NewSyscallError("bind", err)
 	}
-	return fd, rcv, nil
+	return fd, trains, nil
 }
 
 func localAddr(fd int) (netip.AddrPort, error) {
@@ -207,6 +220,11 @@ func (l *UDPLink) ReceiveBuffer() int { return l.rcv }
 // queue; they count as lost. last is the reason of the latest.
 func (l *UDPLink) TxErrors() (n uint64, last error) { return l.txErrors, l.txErr }
 
+// Trains reports whether packets of one length leave in trains, one system call and
+// one pass through the kernel's layers for up to 64 of them. It turns false when a
+// device refuses one.
+func (l *UDPLink) Trains() bool { return l.sock.trains }
+
 // Path implements Link. The source port is the socket's.
 func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
 	if dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
@@ -243,7 +261,7 @@ func (l *UDPLink) TxFree(frames []Frame) {
 func (l *UDPLink) Tx(frames []Frame) int {
 	sent := 0
 	for sent < len(frames) {
-		n, errno := l.sock.send(frames[sent:min(sent+burst, len(frames))])
+		n, refused, errno := l.sock.send(frames[sent:min(sent+burst, len(frames))])
 		sent += n
 		if errno == 0 {
 			continue
@@ -252,9 +270,9 @@ func (l *UDPLink) Tx(frames []Frame) int {
 			break
 		}
 		if errno != unix.EINTR { // a firewall, a route, an MTU: trying again does not help
-			l.txErrors++
+			l.txErrors += uint64(refused)
 			l.txErr = errno
-			sent++
+			sent += refused
 		}
 	}
 	l.TxFree(frames[:sent])
