@@ -101,6 +101,9 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 		return nil, err
 	}
 	found.result = *measured.Result
+	if found.result.Messages == 0 {
+		return nil, fmt.Errorf("not one message was answered in %v: the machine has no time for it, or --duration or --rate are too low", found.result.Elapsed)
+	}
 	found.cpuPerMessage = perMessage(before, after, &found.result)
 	if b := found.result.BusyShare; b != nil {
 		found.busyShare[client.name] = *b

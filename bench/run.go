@@ -119,23 +119,24 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 	return skipped, nil
 }
 
-func (r *runner) probeDevice(ctx context.Context, t *transports.Transport, d *transports.Device) (*transports.Unavailable, error) {
+func (r *runner) probeDevice(ctx context.Context, t *transports.Transport, d *transports.Device) (*role.Unavailable, error) {
 	if d.HostOnly && r.o.Topology == "netns" {
-		return &transports.Unavailable{Reason: "the kernel's RDMA devices work in the machine's first network namespace only", Fix: "use --topology local"}, nil
+		return &role.Unavailable{Reason: "the kernel's RDMA devices work in the machine's first network namespace only", Fix: "use --topology local"}, nil
 	}
 	p, err := r.o.Launcher.Start("probe", role.Spec{Role: "probe", URL: t.Scheme + "://127.0.0.1:0", Device: d.Name}, role.Place{})
 	if err != nil {
 		return nil, err
 	}
 	defer p.Kill()
-	e, err := p.Await(ctx, readyTimeout, role.Ready, role.Unavailable)
+	_, err = p.Await(ctx, readyTimeout, role.Ready)
+	var un *role.Unavailable
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
+	case errors.As(err, &un):
+		return un, nil
 	case err != nil: // a library that ends the process is as good as none
-		return &transports.Unavailable{Reason: err.Error(), Fix: "millrace doctor tells more"}, nil
-	case e.Kind == role.Unavailable:
-		return &transports.Unavailable{Reason: e.Error, Fix: e.Fix}, nil
+		return &role.Unavailable{Reason: err.Error(), Fix: "millrace doctor tells more"}, nil
 	}
 	return nil, nil
 }
@@ -180,6 +181,10 @@ func (r *runner) measureAll(ctx context.Context) error {
 			}
 		}
 		for _, j := range jobs {
+			if un := (*role.Unavailable)(nil); errors.As(j.err, &un) {
+				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: j.row.Transport, Reason: j.row.Condition() + ": " + un.Reason, Fix: un.Fix})
+				continue
+			}
 			if j.err != nil {
 				failures = append(failures, j.err)
 				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: cmp.Or(j.row.Transport, j.row.Workload), Reason: "failed: " + j.err.Error(), Fix: "a failure is a defect of this program or of the machine: report it with this text and `millrace doctor --json`"})

@@ -157,8 +157,19 @@ func Serve(in io.Reader, out io.Writer, roles map[string]Func) int {
 			c.commands <- cmd
 		}
 	}()
-	if err := run(ctx, spec, c); err != nil {
+	err := run(ctx, spec, c)
+	if u := (*Unavailable)(nil); errors.As(err, &u) {
+		c.Emit(Event{Kind: NotHere, Error: u.Reason, Fix: u.Fix})
+		return 0
+	}
+	if err != nil {
 		return fail(err)
 	}
 	return 0
 }
+
+// Unavailable is the error of a role that makes no sense here, or not with these
+// messages, which is no failure.
+type Unavailable struct{ Reason, Fix string }
+
+func (u *Unavailable) Error() string { return u.Reason }

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -107,8 +106,9 @@ func (p *Process) write(v any) error {
 // Tell sends a command.
 func (p *Process) Tell(c Command) error { return p.write(c) }
 
-// Await waits for an event of one of those kinds; others before it are an error.
-func (p *Process) Await(ctx context.Context, timeout time.Duration, kinds ...string) (Event, error) {
+// Await waits for an event of that kind; others before it are an error, NotHere an
+// *Unavailable.
+func (p *Process) Await(ctx context.Context, timeout time.Duration, kind string) (Event, error) {
 	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
@@ -118,12 +118,14 @@ func (p *Process) Await(ctx context.Context, timeout time.Duration, kinds ...str
 			return e, p.fault(errors.New("it ended unexpectedly"))
 		case e.Kind == Failed:
 			return e, p.fault(errors.New(e.Error))
-		case !slices.Contains(kinds, e.Kind):
-			return e, p.fault(fmt.Errorf("it said %q where %q was due", e.Kind, kinds))
+		case e.Kind == NotHere:
+			return e, &Unavailable{Reason: e.Error, Fix: e.Fix}
+		case e.Kind != kind:
+			return e, p.fault(fmt.Errorf("it said %q where %q was due", e.Kind, kind))
 		}
 		return e, nil
 	case <-t.C:
-		return Event{}, p.fault(fmt.Errorf("no %q within %v", kinds, timeout))
+		return Event{}, p.fault(fmt.Errorf("no %q within %v", kind, timeout))
 	case <-ctx.Done():
 		return Event{}, ctx.Err()
 	}

@@ -61,8 +61,7 @@ const (
 	Marked    = "marked"    // with BusyShare and SendRT of the stretch that ended
 	Stopped   = "stopped"   // with Error where the end was not in order
 	Failed    = "failed"    // with Error; the child exits
-	// Unavailable answers the role "probe", with Error and Fix.
-	Unavailable = "unavailable"
+	NotHere   = "not-here"  // with Error and Fix; the child exits
 )
 
 // Event is what a child tells the parent.

@@ -27,7 +27,7 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 	if err != nil {
 		return nil, err
 	}
-	forSleepers(idle)
+	forSleepers(idle, 1)
 	l, err := netpoll.NewLoop(netpoll.Options{
 		Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, Logger: warnings(),
 	})

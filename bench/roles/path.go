@@ -49,14 +49,14 @@ func warnings() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-// forSleepers prepares the runtime for a loop that parks. One that is alone on its
-// CPU has one P, and blocks with it: the runtime's monitor then takes the P away
-// on every sleep, which costs more than the sleep (measured: a quarter of a
-// server's CPU time at 2000 messages/s), and timers wait for the monitor. A spare P
-// ends both.
-func forSleepers(idle netpoll.IdlePolicy) {
-	if idle.Park && runtime.GOMAXPROCS(0) == 1 {
-		runtime.GOMAXPROCS(2)
+// forSleepers prepares the runtime for threads goroutines that block in system
+// calls, as a loop that parks does. If they hold all Ps of a process that is
+// confined to one CPU, the runtime's monitor takes a P away on every sleep, which
+// costs more than the sleep (measured: a quarter of a server's CPU time at 2000
+// messages/s). A spare P ends that.
+func forSleepers(idle netpoll.IdlePolicy, threads int) {
+	if idle.Park && runtime.GOMAXPROCS(0) <= threads {
+		runtime.GOMAXPROCS(threads + 1)
 	}
 }
 
@@ -96,7 +96,7 @@ func runBroker(ctx context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	forSleepers(idle)
+	forSleepers(idle, 1)
 	durability, err := seglog.ParseDurability(spec.Durability)
 	if err != nil {
 		return err
@@ -125,7 +125,7 @@ func runProxy(ctx context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	forSleepers(idle)
+	forSleepers(idle, 1)
 	sendRT := measure.NewHistogram() // the loop's
 	p, err := broker.NewProxy(broker.ProxyConfig{
 		Listen: []string{spec.URL}, Broker: upstream, Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes,

@@ -154,7 +154,7 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	info := port.Info()
 	ms = filter(ms, func(m []byte) bool { return len(m) > 0 && len(m) <= info.MTU })
 	if len(ms) == 0 {
-		return fmt.Errorf("no message has between 1 and %d bytes, which one frame carries", info.MTU)
+		return noneFits("frame", info.MTU)
 	}
 	e := &portEnd{port: port}
 	stop := context.AfterFunc(ctx, func() { e.stop.Store(true) })

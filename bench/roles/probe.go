@@ -23,10 +23,9 @@ func probe(_ context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	e := role.Event{Kind: role.Ready}
 	if un := d.Probe(); un != nil {
-		e = role.Event{Kind: role.Unavailable, Error: un.Reason, Fix: un.Fix}
+		return &role.Unavailable{Reason: un.Reason, Fix: un.Fix}
 	}
-	c.Emit(e)
+	c.Emit(role.Event{Kind: role.Ready})
 	return nil
 }

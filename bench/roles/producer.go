@@ -20,8 +20,8 @@ const drainPatience = 10 * time.Second
 // each connection, or, with spec.Rate, in an open loop whose latencies count from
 // the time at which a message was due. On Verify it reads the topic back.
 func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
-	if spec.Rate > 0 { // beside the loop a goroutine sleeps until messages are due
-		forSleepers(netpoll.Efficient())
+	if spec.Rate > 0 { // each connection has a goroutine that sleeps until a message is due, and a loop
+		forSleepers(netpoll.Efficient(), 2*max(1, spec.Connections))
 	}
 	ms, err := messages.Load(spec.Input, spec.Size)
 	if err != nil {
@@ -252,14 +252,19 @@ func (p *producer) openLoop(ctx context.Context) error {
 		if p.l.w.over(due) {
 			break
 		}
-		if d := due.Sub(now); d > 0 {
+		if due.After(now) {
 			if err := p.out.flush(); err != nil {
 				return err
 			}
-			time.Sleep(d)
+			now = sleepUntil(ctx, due)
+		} else {
+			now = time.Now()
 		}
-		if now = time.Now(); p.l.w.over(now) {
+		if p.l.w.over(now) {
 			break
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err := p.send(ctx, due); err != nil {
 			return err
@@ -268,7 +273,7 @@ func (p *producer) openLoop(ctx context.Context) error {
 	if err := p.out.flush(); err != nil {
 		return err
 	}
-	time.Sleep(time.Until(p.l.w.to))
+	sleepUntil(ctx, p.l.w.to)
 	total := p.l.w.to.Sub(p.l.began).Seconds()*p.l.spec.Rate - float64(p.id)
 	p.unsent = max(0, int64(total/float64(len(p.l.producers)))-int64(p.appended))
 	p.backlog = p.unsent + int64(p.appended-p.completed.Load())

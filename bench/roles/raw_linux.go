@@ -250,7 +250,7 @@ func rawPing(k rawKind) role.Func {
 		// datagram holds has none here.
 		ms = filter(ms, func(m []byte) bool { return len(m) > 0 && len(m) <= k.maxBytes })
 		if len(ms) == 0 {
-			return fmt.Errorf("no message has between 1 and %d bytes, which one %s write carries", k.maxBytes, strings.ToUpper(k.network))
+			return noneFits(strings.ToUpper(k.network)+" write", k.maxBytes)
 		}
 		addr, err := k.address(spec.URL)
 		if err != nil {
@@ -310,6 +310,14 @@ func rawPing(k rawKind) role.Func {
 			}
 		}
 		return finish(ctx, c, nil, t.result(w), func() {})
+	}
+}
+
+// noneFits skips a floor that has no framing of its own.
+func noneFits(carrier string, most int) error {
+	return &role.Unavailable{
+		Reason: fmt.Sprintf("no message has between 1 and %d bytes, which one %s carries", most, carrier),
+		Fix:    "the floor needs smaller messages (--size); the rows of layer message have no such limit",
 	}
 }
 
