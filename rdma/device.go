@@ -60,10 +60,11 @@ type MR struct {
 type Opcode uint8
 
 const (
-	OpSend Opcode = iota
-	OpSendImm
+	OpSend    Opcode = iota // a message
+	OpSendImm               // a message, and 32 bits beside it
 )
 
+// String names the operation as the IBTA specification does.
 func (o Opcode) String() string {
 	switch o {
 	case OpSend:
@@ -95,8 +96,8 @@ type RecvWR struct {
 type WCOpcode uint8
 
 const (
-	WCSend WCOpcode = iota
-	WCRecv
+	WCSend WCOpcode = iota // a SendWR
+	WCRecv                 // a RecvWR
 )
 
 // WC is a work completion. A send completes when the peer's queue pair has
@@ -176,9 +177,9 @@ type Remote struct {
 type QPState uint8
 
 const (
-	QPInit QPState = iota
-	QPReadyToSend
-	QPError
+	QPInit        QPState = iota // made; receives may be posted
+	QPReadyToSend                // connected
+	QPError                      // failed for good; what was posted comes back with an error
 )
 
 // QP is a reliable-connected queue pair.

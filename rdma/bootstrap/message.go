@@ -37,6 +37,7 @@ var Self = sync.OnceValue(func() (i Instance) {
 	return i
 })
 
+// String gives the number in hexadecimal digits.
 func (i Instance) String() string { return hex.EncodeToString(i[:]) }
 
 // MarshalText gives 32 hex digits.

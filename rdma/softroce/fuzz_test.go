@@ -21,6 +21,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add([]byte{16, 11, byte(roce.Acknowledge), 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 1, byte(roce.SyndromeRNR) | 1, 0, 0, 1})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		in := newInjector(t)
+		in.b.dev.attr.Numbered = true
 		q := in.b.qp.(*queuePair)
 		for i := range 3 {
 			in.b.send(t, i, make([]byte, 300))
