@@ -74,7 +74,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError("%w (%s --help lists the flags)", err, cmd.CommandPath())
 	})
-	root.AddCommand(benchCommand(), captureCommand(), decodeCommand(), roleCommand())
+	root.AddCommand(brokerCommand(), proxyCommand(), produceCommand(), consumeCommand(), benchCommand(), doctorCommand(), captureCommand(), decodeCommand(), roleCommand())
 	return root
 }
 

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/millrace/millrace/broker"
+	"github.com/millrace/millrace/hugepages"
+	"github.com/millrace/millrace/netpoll"
+)
+
+// metrics are a server's counters for Prometheus. All but the histogram are read
+// when they are asked for: the data path only counts.
+type metrics struct{ registry *prometheus.Registry }
+
+func newMetrics(mem *memory) *metrics {
+	m := &metrics{prometheus.NewRegistry()}
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	report := mem.arena.Report()
+	m.gauge("memory_bytes", "Memory of all messages, by what backs it.", prometheus.Labels{"backing": report.Backing.String()},
+		func() float64 { return float64(report.Bytes) })
+	for p := range hugepages.Purpose(hugepages.NumPurposes) {
+		labels := prometheus.Labels{"purpose": p.String()}
+		m.gauge("buffer_bytes", "Buffers in use.", labels, func() float64 { return float64(mem.pool.Stats().Purposes[p].Bytes) })
+		m.gauge("buffer_peak_bytes", "The most buffers that were in use.", labels, func() float64 { return float64(mem.pool.Stats().Purposes[p].PeakBytes) })
+	}
+	m.counter("buffer_exhausted_total", "Requests for a buffer that found none.", func() float64 { return float64(mem.pool.Stats().Exhausted) })
+	return m
+}
+
+const namespace = "millrace"
+
+func (m *metrics) gauge(name, help string, labels prometheus.Labels, get func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help, ConstLabels: labels}, get))
+}
+
+func (m *metrics) counter(name, help string, get func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, get))
+}
+
+func (m *metrics) watchLoop(l *netpoll.Loop) {
+	stat := func(get func(netpoll.Stats) float64) func() float64 { return func() float64 { return get(l.Stats()) } }
+	m.counter("loop_cycles_total", "Duty cycles.", stat(func(s netpoll.Stats) float64 { return float64(s.Cycles) }))
+	m.counter("loop_busy_cycles_total", "Duty cycles that found work.", stat(func(s netpoll.Stats) float64 { return float64(s.BusyCycles) }))
+	m.counter("loop_busy_seconds_total", "Time in duty cycles that found work.", stat(func(s netpoll.Stats) float64 { return s.Busy.Seconds() }))
+	m.counter("loop_parks_total", "Times the loop blocked.", stat(func(s netpoll.Stats) float64 { return float64(s.Parks) }))
+	m.counter("loop_stalls_total", "Duty cycles longer than 10 ms.", stat(func(s netpoll.Stats) float64 { return float64(s.Stalls) }))
+	m.gauge("loop_longest_cycle_seconds", "The longest duty cycle.", nil, stat(func(s netpoll.Stats) float64 { return s.MaxCycle.Seconds() }))
+	m.gauge("connections", "Open connections.", nil, stat(func(s netpoll.Stats) float64 { return float64(s.Connections) }))
+}
+
+func (m *metrics) watchBroker(stats func() broker.CoreStats) {
+	stat := func(get func(broker.CoreStats) int64) func() float64 {
+		return func() float64 { return float64(get(stats())) }
+	}
+	m.gauge("broker_sessions", "Clients and proxies connected.", nil, stat(func(s broker.CoreStats) int64 { return s.Sessions }))
+	m.counter("broker_stored_batches_total", "Batches stored and acknowledged.", stat(func(s broker.CoreStats) int64 { return s.Produced }))
+	m.counter("broker_fetches_total", "Fetches answered with records.", stat(func(s broker.CoreStats) int64 { return s.Fetched }))
+	m.counter("broker_fetched_bytes_total", "Bytes of the batches that fetches were answered with.", stat(func(s broker.CoreStats) int64 { return s.FetchedBytes }))
+	m.counter("broker_refused_total", "Requests answered with an error.", stat(func(s broker.CoreStats) int64 { return s.Refused }))
+}
+
+// watchLink shows what the link to the broker runs on.
+func (m *metrics) watchLink(transport func() (netpoll.Transport, bool)) {
+	m.registry.MustRegister(linkCollector{transport, prometheus.NewDesc(prometheus.BuildFQName(namespace, "", "link_up"),
+		"1 for what the link to the broker runs on; absent while there is none.", []string{"transport", "device", "label"}, nil)})
+}
+
+type linkCollector struct {
+	transport func() (netpoll.Transport, bool)
+	desc      *prometheus.Desc
+}
+
+func (c linkCollector) Describe(d chan<- *prometheus.Desc) { d <- c.desc }
+
+func (c linkCollector) Collect(out chan<- prometheus.Metric) {
+	if t, ok := c.transport(); ok {
+		out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, t.Scheme, t.Device, t.Label)
+	}
+}
+
+// sendRT is told the round trips of batches to the broker, in nanoseconds.
+func (m *metrics) sendRT() func(nanos int64) {
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Namespace: namespace, Name: "proxy_send_rt_seconds", Help: "From the sending of a batch to the broker to its acknowledgement.",
+		Buckets: prometheus.ExponentialBuckets(4e-6, 2, 20), // 4 µs to 2 s
+	})
+	m.registry.MustRegister(h)
+	return func(nanos int64) { h.Observe(float64(nanos) / 1e9) }
+}
+
+// serve answers GET /metrics at addr until stop is called.
+func (m *metrics) serve(addr string, log *slog.Logger) (stop func(), err error) {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics %s: %w (127.0.0.1:0 takes a free port)", addr, err)
+	}
+	log.Info("metrics", "url", "http://"+ln.Addr().String()+"/metrics")
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = s.Serve(ln)
+	}()
+	return func() { _ = s.Close(); <-done }, nil
+}

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// asMillrace makes the test binary the program itself.
+const asMillrace = "MILLRACE_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMillrace) != "" {
+		os.Exit(run(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+func command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asMillrace+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
+}
+
+// call runs a command to its end.
+func call(t *testing.T, stdin string, args ...string) (stdout, stderr string, status int) {
+	t.Helper()
+	cmd := command(t, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// server runs a command until the test ends, which it must do in order, and
+// returns what it said it is ready at, and where its metrics are if it has some.
+func server(t *testing.T, args ...string) (url, metrics string) {
+	t.Helper()
+	cmd := command(t, args...)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = logs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			said, _ := os.ReadFile(logs.Name())
+			t.Errorf("millrace %s: %v\n%s", strings.Join(args, " "), err, said)
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	said, _ := os.ReadFile(logs.Name())
+	url, ok := strings.CutPrefix(strings.TrimSpace(line), "ready ")
+	if err != nil || !ok {
+		t.Fatalf("millrace %s said %q, %v\n%s", strings.Join(args, " "), line, err, said)
+	}
+	if m := regexp.MustCompile(`http://\S+/metrics`).Find(said); m != nil {
+		metrics = string(m)
+	}
+	return url, metrics
+}
+
+// Real messages come back as they went in, over every transport, directly and
+// through a proxy, by the commands alone.
+func TestProduceConsume(t *testing.T) {
+	for _, name := range []string{"logs.txt", "events.ndjson"} {
+		lines, err := os.ReadFile(filepath.Join("..", "..", "bench", "sample", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := string(lines)
+		if name == "events.ndjson" { // the last line counts without its newline too
+			lines = bytes.TrimSuffix(lines, []byte("\n"))
+		}
+		n := fmt.Sprint(strings.Count(want, "\n"))
+		for _, scheme := range []string{"tcp", "rdma", "dpdk"} {
+			t.Run(name+"/"+scheme, func(t *testing.T) {
+				broker, _ := server(t, "broker", "--listen", scheme+"://127.0.0.1:0", "--data", t.TempDir())
+				proxy, metrics := server(t, "proxy", "--listen", "tcp://127.0.0.1:0", "--broker", broker, "--metrics", "127.0.0.1:0")
+				for _, url := range []string{broker, proxy} {
+					topic := strings.NewReplacer(":", "-", "/", "").Replace(url)
+					if _, said, status := call(t, string(lines), "produce", "--to", url, "--topic", topic); status != 0 {
+						t.Fatalf("produce: exit status %d\n%s", status, said)
+					}
+					got, said, status := call(t, "", "consume", "--from", url, "--topic", topic, "--count", n)
+					if status != 0 || got != want {
+						t.Fatalf("consume: exit status %d, %d bytes of %d\n%s", status, len(got), len(want), said)
+					}
+					got, _, status = call(t, "", "consume", "--from", url, "--topic", topic, "--offset", "3", "--count", "1")
+					if line := strings.SplitAfter(want, "\n")[3]; status != 0 || got != line {
+						t.Errorf("offset 3: exit status %d, got %q, want %q", status, got, line)
+					}
+				}
+				r, err := http.Get(metrics)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer r.Body.Close()
+				page, err := io.ReadAll(r.Body)
+				if want := fmt.Sprintf(`transport="%s"} 1`, scheme); err != nil || !strings.Contains(string(page), want) || !strings.Contains(string(page), "millrace_proxy_send_rt_seconds_count") {
+					t.Errorf("metrics lack %s: %v\n%s", want, err, page)
+				}
+			})
+		}
+	}
+}
+
+// A consumer that comes first waits for the topic, follows it and ends in order
+// when interrupted.
+func TestConsumeFollows(t *testing.T) {
+	broker, _ := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir())
+	cmd := command(t, "consume", "--from", broker, "--topic", "t", "--offset", "latest")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for s := bufio.NewScanner(logs); s.Scan() && !strings.Contains(s.Text(), "waiting for the topic"); {
+	}
+	go func() { _, _ = io.Copy(io.Discard, logs) }()
+	if _, said, status := call(t, "one\n\ntwo", "produce", "--to", broker, "--topic", "t"); status != 0 || !strings.Contains(said, "3 messages") {
+		t.Fatalf("produce: %d %s", status, said)
+	}
+	r := bufio.NewReader(out)
+	for _, want := range []string{"one\n", "\n", "two\n"} {
+		if got, err := r.ReadString('\n'); got != want {
+			t.Fatalf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("interrupted consume: %v", err)
+	}
+}
+
+// What is wrong is said in one line that names the fix, with the exit status of
+// its kind, and nothing hangs.
+func TestErrors(t *testing.T) {
+	broker, _ := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir())
+	if _, said, status := call(t, "x", "produce", "--to", broker, "--topic", "t"); status != 0 {
+		t.Fatal(said)
+	}
+	locked := t.TempDir()
+	server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", locked)
+	foreign := httpServer(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		args   []string
+		stdin  string
+		status int
+		say    string
+	}{
+		"unknown flag":         {args: []string{"broker", "--dat", "x"}, status: 2, say: "--help lists the flags"},
+		"no data":              {args: []string{"broker"}, status: 2, say: "--data DIR"},
+		"data is a file":       {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", file}, status: 1, say: file},
+		"data in use":          {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", locked}, status: 1, say: "another"},
+		"port in use":          {args: []string{"broker", "--listen", broker, "--data", t.TempDir()}, status: 1, say: "address already in use"},
+		"no URL":               {args: []string{"broker", "--listen", "localhost", "--data", t.TempDir()}, status: 2, say: "tcp://127.0.0.1:7000"},
+		"unknown transport":    {args: []string{"broker", "--listen", "quic://127.0.0.1:0", "--data", t.TempDir()}, status: 2, say: "use tcp, rdma, dpdk"},
+		"bad durability":       {args: []string{"broker", "--durability", "x", "--data", t.TempDir()}, status: 2, say: "page-cache"},
+		"bad idle":             {args: []string{"proxy", "--idle", "x", "--broker", broker}, status: 2, say: "latency, balanced or efficient"},
+		"proxy without broker": {args: []string{"proxy"}, status: 2, say: "--broker URL"},
+		"metrics port in use":  {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir(), "--metrics", strings.TrimPrefix(broker, "tcp://")}, status: 1, say: "--metrics"},
+		"no topic":             {args: []string{"produce", "--to", broker}, status: 2, say: "--topic T"},
+		"bad topic":            {args: []string{"produce", "--to", broker, "--topic", "a/b"}, status: 1, say: "topic"},
+		"no input":             {args: []string{"produce", "--to", broker, "--topic", "t", "--input", file + "x"}, status: 1, say: "no such file"},
+		"nobody listens":       {args: []string{"produce", "--to", "tcp://127.0.0.1:1", "--topic", "t"}, status: 1, say: "connection refused"},
+		"no rdma there":        {args: []string{"produce", "--to", "rdma://127.0.0.1:1", "--topic", "t"}, status: 1, say: "connection refused"},
+		"another protocol":     {args: []string{"produce", "--to", "tcp://" + foreign, "--topic", "t"}, status: 1, say: "tcp://" + foreign},
+		"rdma on a tcp port":   {args: []string{"produce", "--to", strings.Replace(broker, "tcp", "rdma", 1), "--topic", "t"}, status: 1, say: "rdma://"},
+		"line too long":        {args: []string{"produce", "--to", broker, "--topic", "t"}, stdin: "short\n" + strings.Repeat("x", 5<<20), status: 1, say: "line 2"},
+		"bad offset":           {args: []string{"consume", "--from", broker, "--topic", "t", "--offset", "-1"}, status: 2, say: "earliest"},
+		"offset beyond":        {args: []string{"consume", "--from", broker, "--topic", "t", "--offset", "99"}, status: 1, say: "offset out of range"},
+		"count 0":              {args: []string{"consume", "--from", broker, "--topic", "t", "--count", "0"}, status: 2, say: "--count"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, said, status := call(t, c.stdin, c.args...)
+			lines := strings.Split(strings.TrimSpace(said), "\n")
+			if last := lines[len(lines)-1]; status != c.status || !strings.Contains(said, c.say) || !strings.HasPrefix(last, "millrace:") && !strings.Contains(said, "millrace: ") {
+				t.Errorf("exit status %d, want %d, and %q in:\n%s", status, c.status, c.say, said)
+			}
+		})
+	}
+}
+
+// httpServer is a server of another protocol.
+func httpServer(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: http.NotFoundHandler()}
+	go func() { _ = s.Serve(ln) }()
+	t.Cleanup(func() { _ = s.Close() })
+	return ln.Addr().String()
+}
