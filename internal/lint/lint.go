@@ -28,6 +28,7 @@ var Rooms = map[string][]string{
 	"rdma":                 {"hugepages", "netpoll", "rdma/bootstrap"},
 	"rdma/bootstrap":       {"netpoll"},
 	"rdma/roce/...":        {"rdma/roce/..."},
+	"rdma/devicetest":      {"hugepages", "rdma"},
 	"rdma/verbs":           {"hugepages", "rdma"},
 	"rdma/softroce":        {"hugepages", "rdma", "rdma/roce"},
 	"dpdk":                 {"hugepages", "netpoll", "rdma", "rdma/roce", "rdma/softroce"},
@@ -40,11 +41,12 @@ var Rooms = map[string][]string{
 	"internal/transports": {
 		"hugepages", "netpoll", "rdma/...", "dpdk/...",
 	},
+	"internal/doctor": {"rdma/verbs", "dpdk/eal", "internal/transports"},
 	"bench/...": {
 		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/transports", "bench/...",
 	},
 	"cmd/...": {
-		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/transports", "bench/...", "cmd/...",
+		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/doctor", "internal/transports", "bench/...", "cmd/...",
 	},
 }
 

@@ -111,13 +111,18 @@ bound=()
 if command -v setpriv >/dev/null; then bound=(setpriv --pdeathsig KILL --); fi
 
 start() { # with accelerator $1
-	local accel=$1 cpu=max
-	[ "$accel" = tcg ] && accel=tcg,thread=multi,tb-size=128
+	local accel=$1 cpu=max clock=
+	if [ "$accel" = tcg ]; then
+		accel=tcg,thread=multi,tb-size=128
+		# The emulated counter is the host's, the same on all processors. The kernel does not
+		# believe that, and would read the time from a device, which stalls qemu as a whole.
+		clock=" tsc=reliable clocksource=tsc"
+	fi
 	[ "$accel" = kvm ] && cpu=host
 	"${bound[@]}" qemu-system-x86_64 -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$memory" \
 		-nodefaults -no-user-config -no-reboot -display none -nic none -serial "file:$run/console" \
 		-kernel "$cache/kernel/vmlinuz" -initrd "$cache/kernel/initramfs" \
-		-append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr net.ifnames=0" \
+		-append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off nokaslr net.ifnames=0$clock" \
 		"${shares[@]}" </dev/null >"$run/qemu.log" 2>&1 &
 	qemu=$!
 }
