@@ -57,6 +57,21 @@ func initArgs(args []string, cpus []int, hugepages bool) (full []string, private
 	return append(out, args...), private
 }
 
+// oneLine is libdpdk's log for an error message, without the page of options that it
+// prints with a wrong argument.
+func oneLine(log string) string {
+	var keep []string
+	usage := false
+	for line := range strings.Lines(log) {
+		line = strings.TrimRight(line, "\n")
+		usage = (usage || strings.HasPrefix(line, "Usage: ")) && !strings.HasPrefix(line, "EAL: ")
+		if line != "" && !usage {
+			keep = append(keep, line)
+		}
+	}
+	return strings.Join(keep, "; ")
+}
+
 // memifArgs are the arguments of a net_memif device.
 func memifArgs(role Role, m Memif, o Options) string {
 	return fmt.Sprintf("role=%s,id=%d,socket=%s,socket-abstract=no,secret=%s,bsize=%d,rsize=%d",

@@ -65,3 +65,10 @@ func TestMemifIsChecked(t *testing.T) {
 		}
 	}
 }
+
+func TestLogWithoutUsage(t *testing.T) {
+	const log = "EAL: core 0 unavailable\nEAL: invalid parameter for --lcores\n\nUsage: millrace [options]\n\nEAL common options:\n  -c COREMASK\nEAL Linux options:\n  --huge-dir\nEAL: FATAL: Invalid 'command line' arguments.\nlast\n"
+	if got, want := oneLine(log), "EAL: core 0 unavailable; EAL: invalid parameter for --lcores; EAL: FATAL: Invalid 'command line' arguments.; last"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

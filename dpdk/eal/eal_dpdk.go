@@ -97,8 +97,7 @@ func Version() string {
 func Log() string {
 	var buf [16384]byte
 	n := C.mr_log((*C.char)(unsafe.Pointer(&buf[0])), C.uint32_t(len(buf)))
-	lines := strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == '\n' })
-	return strings.Join(lines, "; ")
+	return oneLine(string(buf[:n]))
 }
 
 // HeapBytes is how much is allocated from libdpdk's heaps: ports, their pools and

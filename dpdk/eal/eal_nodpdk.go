@@ -30,5 +30,7 @@ func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
 	return nil, Memif{}, ErrNotBuilt
 }
 
+func useSocket(int) error { return nil }
+
 // RemoveSocket does nothing in this build.
 func RemoveSocket() error { return nil }

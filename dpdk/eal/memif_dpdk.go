@@ -22,10 +22,12 @@ import (
 // listener is this process's one listening memif socket. net_memif never closes a
 // listening descriptor once its last interface is removed, so one interface that
 // is never started (the anchor, id 0) keeps it in use for the life of the process;
-// server interfaces share it and differ by id and secret.
+// server interfaces share it and differ by id and secret. Once the socket's file is
+// removed the next server interface makes another.
 var listener struct {
 	mu     sync.Mutex
-	dir    *rundir.Dir // nil: not made yet
+	dir    *rundir.Dir // nil: not made yet, or removed
+	users  int         // Pairs that serve
 	nextID uint32
 	nextNo uint32 // numbers the devices of this process
 }
@@ -99,7 +101,9 @@ func newServer() (Memif, error) {
 		if err != nil {
 			return Memif{}, fmt.Errorf("dpdk/eal: %w", err)
 		}
-		if err := anchor(Memif{Socket: socketIn(dir), Secret: secret()}); err != nil {
+		name := fmt.Sprintf("net_memif_anchor%d", listener.nextNo)
+		listener.nextNo++
+		if err := anchor(name, Memif{Socket: socketIn(dir), Secret: secret()}); err != nil {
 			return Memif{}, errors.Join(err, dir.Remove())
 		}
 		listener.dir = dir
@@ -113,12 +117,12 @@ func socketIn(d *rundir.Dir) string { return filepath.Join(d.Path, "memif.sock")
 // secret is 115 random bits in as many bytes as net_memif compares.
 func secret() string { return rand.Text()[:23] }
 
-func anchor(m Memif) error {
+func anchor(device string, m Memif) error {
 	if err := validMemif(m); err != nil {
 		return err
 	}
 	opts, _ := Options{}.withDefaults()
-	name, args := C.CString("net_memif_anchor"), C.CString(memifArgs(Server, m, opts))
+	name, args := C.CString(device), C.CString(memifArgs(Server, m, opts))
 	defer C.free(unsafe.Pointer(name))
 	defer C.free(unsafe.Pointer(args))
 	eal.mu.Lock()
@@ -130,13 +134,31 @@ func anchor(m Memif) error {
 	return nil
 }
 
-// RemoveSocket removes the directory of this process's listening memif socket. It
-// is for the end of the process: no server interface can be made after it.
+// RemoveSocket removes the directory of this process's listening memif socket: at
+// the end of the process, or where no client is awaited any more. Server interfaces
+// that have no client yet will get none; one made later listens on a new socket,
+// and a descriptor is lost with the old one.
 func RemoveSocket() error {
 	listener.mu.Lock()
 	defer listener.mu.Unlock()
+	return removeSocketLocked()
+}
+
+func removeSocketLocked() error {
 	if listener.dir == nil {
 		return nil
 	}
-	return listener.dir.Remove()
+	dir := listener.dir
+	listener.dir = nil
+	return dir.Remove()
+}
+
+// useSocket counts Pairs that serve; the socket goes with the last.
+func useSocket(change int) error {
+	listener.mu.Lock()
+	defer listener.mu.Unlock()
+	if listener.users += change; listener.users > 0 {
+		return nil
+	}
+	return removeSocketLocked()
 }

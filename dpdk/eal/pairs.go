@@ -4,15 +4,19 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"sync"
 
 	"github.com/millrace/millrace/dpdk"
 )
 
 // Pairs is dpdk.Pairs over libdpdk's net_memif. The other end may be of libdpdk or
-// dpdk/memif: they speak one protocol. The serving side's socket is the process's
-// only one and stays until RemoveSocket.
+// dpdk/memif: they speak one protocol. All serving Pairs of a process share one
+// socket, which goes when the last of them is closed.
 type Pairs struct {
 	Options Options
+
+	mu      sync.Mutex
+	serving bool
 }
 
 var _ dpdk.Pairs = (*Pairs)(nil)
@@ -31,6 +35,12 @@ func (*Pairs) Name() string { return "memif" }
 
 // Serve implements dpdk.Pairs.
 func (s *Pairs) Serve(ctx context.Context) (dpdk.Port, map[string]string, error) {
+	s.mu.Lock()
+	if !s.serving {
+		s.serving = true
+		_ = useSocket(1) // removes nothing
+	}
+	s.mu.Unlock()
 	p, m, err := NewMemif(ctx, MemifConfig{Role: Server, Options: s.Options})
 	if err != nil {
 		return nil, nil, err
@@ -69,4 +79,12 @@ func (s *Pairs) Join(ctx context.Context, link map[string]string) (dpdk.Port, er
 }
 
 // Close implements dpdk.Pairs.
-func (s *Pairs) Close() error { return nil }
+func (s *Pairs) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.serving {
+		return nil
+	}
+	s.serving = false
+	return useSocket(-1)
+}

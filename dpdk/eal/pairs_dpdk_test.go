@@ -5,6 +5,9 @@ package eal_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"testing"
 	"time"
 
@@ -173,5 +176,48 @@ func TestEventLoopEcho(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The socket goes with the last Pairs that served, and a later one makes another.
+func TestSocketGoesWithTheLastPairs(t *testing.T) {
+	needEAL(t)
+	join := func(link map[string]string) {
+		t.Helper()
+		p, err := pureGo().Join(t.Context(), link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+	}
+	socket := ""
+	for range 2 {
+		one, two := libdpdk(), libdpdk()
+		a, linkA, err := one.Serve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, linkB, err := two.Serve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if linkA["memif-socket"] != linkB["memif-socket"] || linkA["memif-socket"] == socket {
+			t.Errorf("sockets %q and %q, earlier %q", linkA, linkB, socket)
+		}
+		socket = linkA["memif-socket"]
+		for range 2 {
+			if err := one.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		join(linkB) // the other still serves
+		if err := two.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(socket); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", socket, err)
+		}
+		a.Close()
+		b.Close()
 	}
 }

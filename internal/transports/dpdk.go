@@ -22,7 +22,7 @@ var dpdkTransport = Transport{
 	Devices: func() []Device {
 		return []Device{
 			{Name: Memif, Default: true, Probe: available, New: newPort(Memif)},
-			{Name: NetMemif, Probe: probeEAL, New: newPort(NetMemif)},
+			{Name: NetMemif, Also: "net_memif", Probe: probeEAL, New: newPort(NetMemif)},
 		}
 	},
 }
@@ -46,16 +46,10 @@ func Ports(name string) (dpdk.Pairs, error) {
 	case Memif, "":
 		return &memif.Pairs{}, nil
 	case NetMemif:
-		return ealPairs{&eal.Pairs{}}, nil
+		return &eal.Pairs{}, nil
 	}
 	return nil, fmt.Errorf("no port %q: use %s, %s", name, Memif, NetMemif)
 }
-
-// ealPairs takes the process's one memif socket with it: a program has one loop of
-// net_memif ports at most.
-type ealPairs struct{ *eal.Pairs }
-
-func (p ealPairs) Close() error { return eal.RemoveSocket() }
 
 // probeEAL starts libdpdk, which stays for the life of the process.
 func probeEAL() *Unavailable {

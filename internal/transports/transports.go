@@ -40,6 +40,8 @@ type Transport struct {
 type Device struct {
 	// Name as the URL parameter takes it and as connections report it.
 	Name string
+	// Also is another name that the URL parameter may give; empty: none.
+	Also string
 	// Default: used where a URL names no device.
 	Default bool
 	// HostOnly: it works in the machine's first network namespace alone.
@@ -93,7 +95,7 @@ func (t *Transport) Device(u *url.URL) (Device, error) {
 	}
 	var names []string
 	for _, d := range t.Devices() {
-		if d.Name == want || want == "" && d.Default {
+		if want == "" && d.Default || want != "" && (d.Name == want || d.Also == want) {
 			return d, nil
 		}
 		names = append(names, d.Name)
