@@ -230,7 +230,7 @@ func TestBrokerRestart(t *testing.T) {
 			if _, err := c.Produce(within(t), "t", &r); !errors.Is(err, wire.BrokerUnreachable) && !errors.Is(err, wire.ShuttingDown) && !errors.Is(err, wire.OutcomeUnknown) {
 				t.Fatalf("produce without a broker: %v", err)
 			}
-			s = startServer(t, broker.Config{DataDir: dir, Listen: []string{url}})
+			startServer(t, broker.Config{DataDir: dir, Listen: []string{url}})
 			for {
 				_, err := c.Produce(within(t), "t", &r)
 				if err == nil {

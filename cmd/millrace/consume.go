@@ -84,15 +84,9 @@ func consume(ctx context.Context, c *broker.Client, topic string, start position
 	earliest, latest, err := c.Offsets(ctx, topic)
 	if errors.Is(err, wire.UnknownTopic) {
 		waiting()
-		for errors.Is(err, wire.UnknownTopic) {
-			select {
-			case <-time.After(topicPoll):
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			earliest, latest, err = c.Offsets(ctx, topic)
+		if err = waitForTopic(ctx, c, topic); err == nil {
+			start = position(func(uint64, uint64) uint64 { return 0 }) // all of it came after we did
 		}
-		latest = earliest // all of it came after we did
 	}
 	if err != nil {
 		return err
@@ -107,6 +101,19 @@ func consume(ctx context.Context, c *broker.Client, topic string, start position
 		}
 		return nil
 	})
+}
+
+func waitForTopic(ctx context.Context, c *broker.Client, topic string) error {
+	for {
+		select {
+		case <-time.After(topicPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if _, _, err := c.Offsets(ctx, topic); !errors.Is(err, wire.UnknownTopic) {
+			return err
+		}
+	}
 }
 
 // flushAfter is how long a line may stay in the buffer.

@@ -89,7 +89,6 @@ It ends when every message was acknowledged; otherwise it says which were not, w
 type produced struct {
 	mu          sync.Mutex
 	acked       int
-	bytes       int64
 	first, last int64 // offsets
 	failed      int
 	firstFailed uint64
