@@ -82,11 +82,9 @@ const topicPoll = 100 * time.Millisecond
 // consume writes count messages to out, or all that come if count is 0.
 func consume(ctx context.Context, c *broker.Client, topic string, start position, count uint64, out *flusher, waiting func()) error {
 	earliest, latest, err := c.Offsets(ctx, topic)
-	if errors.Is(err, wire.UnknownTopic) {
+	if errors.Is(err, wire.UnknownTopic) { // then all of it comes after we did: 0 to 0
 		waiting()
-		if err = waitForTopic(ctx, c, topic); err == nil {
-			start = position(func(uint64, uint64) uint64 { return 0 }) // all of it came after we did
-		}
+		err = waitForTopic(ctx, c, topic)
 	}
 	if err != nil {
 		return err
