@@ -2,7 +2,9 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/millrace/millrace/bench/measure"
@@ -24,6 +26,8 @@ type part struct {
 	name  string // client, proxy, broker
 	spec  role.Spec
 	place role.Place
+	// stores: it gets an empty directory for each measurement.
+	stores bool
 }
 
 // sample is what one measurement found.
@@ -35,19 +39,47 @@ type sample struct {
 	sendRT        *measure.Quantiles
 }
 
+// errTooShort is wrapped where a measurement ended before its first message.
+var errTooShort = errors.New("not one message was answered in")
+
+// longest bounds how far a measurement is prolonged that had too little time.
+const longest = 8 * time.Second
+
+// measureRow is measureOnce, with twice the time as often as that was too little.
+func measureRow(ctx context.Context, l *role.Launcher, servers []part, client part, verify bool) (*sample, error) {
+	for {
+		s, err := measureOnce(ctx, l, servers, client, verify)
+		if !errors.Is(err, errTooShort) || client.spec.Duration >= longest {
+			return s, err
+		}
+		client.spec.Duration *= 2
+	}
+}
+
 // measureOnce starts servers, each of which gets the address of the one before
 // as its upstream, then the client, and measures.
 func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client part, verify bool) (*sample, error) {
 	var procs []*role.Process
+	var dir string
 	defer func() {
 		for i := len(procs) - 1; i >= 0; i-- {
 			procs[i].Kill()
+		}
+		if dir != "" {
+			_ = os.RemoveAll(dir) // what stays goes with the run's directory
 		}
 	}()
 	found := &sample{busyShare: map[string]float64{}}
 	address := ""
 	for _, s := range servers {
 		s.spec.Upstream = address
+		if s.stores {
+			var err error
+			if dir, err = os.MkdirTemp(l.TempDir, "data-"); err != nil {
+				return nil, err
+			}
+			s.spec.DataDir = dir
+		}
 		p, err := l.Start(s.name, s.spec, s.place)
 		if err != nil {
 			return nil, err
@@ -102,7 +134,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	}
 	found.result = *measured.Result
 	if found.result.Messages == 0 {
-		return nil, fmt.Errorf("not one message was answered in %v: the machine has no time for it, or --duration or --rate are too low", found.result.Elapsed)
+		return nil, fmt.Errorf("%w %v: the machine has no time for it, or --duration and --rate are too low", errTooShort, found.result.Elapsed)
 	}
 	found.cpuPerMessage = perMessage(before, after, &found.result)
 	if b := found.result.BusyShare; b != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
@@ -94,6 +95,9 @@ func (o *Options) validate() error {
 	}
 	if o.Size < 0 || o.Rate < 0 || o.Connections < 0 || o.Duration < 0 {
 		return usage("size, rate, connections and duration cannot be negative")
+	}
+	if o.Size > messages.MaxMessageBytes {
+		return usage("messages have at most %d bytes", messages.MaxMessageBytes)
 	}
 	if o.Size > 0 && o.Input != "" {
 		return usage("--size and --input exclude each other: a message has the size it has in the file")

@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"os"
 	"slices"
 
 	"github.com/millrace/millrace/bench/report"
@@ -101,11 +100,11 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	spec.Idle, spec.Input, spec.Size, spec.Connections = idle, r.o.Input, r.o.Size, r.o.Connections
 	spec.Warmup, spec.Duration, spec.Durability = r.warmup(), r.o.Duration, pathDurability.String()
 
-	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS}}
+	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS}, true}
 	broker.spec.Role, broker.spec.URL, broker.spec.Device = "broker", transport+"://"+r.topo.farIP+":0", device
-	proxy := part{"proxy", spec, role.Place{CPUs: r.topo.proxy, Netns: r.topo.nearNS}}
+	proxy := part{"proxy", spec, role.Place{CPUs: r.topo.proxy, Netns: r.topo.nearNS}, false}
 	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
-	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}}
+	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}, false}
 	client.spec.Role = "producer"
 	verify := workload != "consume" // which compares all that it reads
 	if !verify {
@@ -126,14 +125,7 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 			Placement: placement(client, proxy, broker), Durability: spec.Durability,
 		},
 		once: func(ctx context.Context) (*sample, error) {
-			dir, err := os.MkdirTemp(r.o.Launcher.TempDir, "data-")
-			if err != nil {
-				return nil, err
-			}
-			defer os.RemoveAll(dir)
-			b := broker
-			b.spec.DataDir = dir
-			return measureOnce(ctx, &r.o.Launcher, []part{b, proxy}, client, verify)
+			return measureRow(ctx, &r.o.Launcher, []part{broker, proxy}, client, verify)
 		},
 	}
 }

@@ -58,9 +58,9 @@ func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
 	if idle == "latency" {
 		slack = spinSlackNanos
 	}
-	server := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS, TimerSlackNanos: slack}}
+	server := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS, TimerSlackNanos: slack}, false}
 	server.spec.Role, server.spec.URL = kind+"-echo", transport+"://"+r.topo.farIP+":0"
-	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: slack}}
+	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: slack}, false}
 	client.spec.Role = kind + "-ping"
 	return &job{
 		row: report.Row{
@@ -68,11 +68,13 @@ func (r *runner) rttJob(transport, device, layer, idle, kind string) *job {
 			Connections: spec.Connections, Placement: placement(client, server),
 		},
 		once: func(ctx context.Context) (*sample, error) {
-			return measureOnce(ctx, &r.o.Launcher, []part{server}, client, false)
+			return measureRow(ctx, &r.o.Launcher, []part{server}, client, false)
 		},
 		primary: rtP50,
 	}
 }
 
 // warmup is part of every measurement and not counted.
-func (r *runner) warmup() time.Duration { return max(100*time.Millisecond, r.o.Duration/5) }
+func (r *runner) warmup() time.Duration {
+	return max(r.o.Duration/5, min(r.o.Duration, 100*time.Millisecond))
+}

@@ -123,12 +123,15 @@ func (r *runner) probeDevice(ctx context.Context, t *transports.Transport, d *tr
 	if d.HostOnly && r.o.Topology == "netns" {
 		return &role.Unavailable{Reason: "the kernel's RDMA devices work in the machine's first network namespace only", Fix: "use --topology local"}, nil
 	}
-	p, err := r.o.Launcher.Start("probe", role.Spec{Role: "probe", URL: t.Scheme + "://127.0.0.1:0", Device: d.Name}, role.Place{})
-	if err != nil {
-		return nil, err
-	}
-	defer p.Kill()
-	_, err = p.Await(ctx, readyTimeout, role.Ready)
+	err := func() error {
+		p, err := r.o.Launcher.Start("probe", role.Spec{Role: "probe", URL: t.Scheme + "://127.0.0.1:0", Device: d.Name}, role.Place{})
+		if err != nil {
+			return err
+		}
+		defer p.Kill()
+		_, err = p.Await(ctx, readyTimeout, role.Ready)
+		return err
+	}()
 	var un *role.Unavailable
 	switch {
 	case ctx.Err() != nil:

@@ -24,14 +24,14 @@ func (r *runner) serializeJobs() []*job {
 			client := part{"client", role.Spec{
 				Role: "codec", Operation: op.operation, BatchRecords: records, Input: r.o.Input, Size: r.o.Size,
 				Warmup: r.warmup() / 2, Duration: max(r.o.Duration/2, 10*time.Millisecond),
-			}, role.Place{CPUs: r.topo.farCPU}}
+			}, role.Place{CPUs: r.topo.farCPU}, false}
 			crc := op.crc
 			jobs = append(jobs, &job{
 				row: report.Row{
 					Workload: "serialize", Codec: "millrace", Operation: op.name, CRC: &crc, Workers: 1, BatchRecords: records,
 					Placement: placement(client), Emulated: r.emul,
 				},
-				once:    func(ctx context.Context) (*sample, error) { return measureOnce(ctx, &r.o.Launcher, nil, client, false) },
+				once:    func(ctx context.Context) (*sample, error) { return measureRow(ctx, &r.o.Launcher, nil, client, false) },
 				primary: func(r *report.Row) float64 { return r.RecordsPerSecond },
 			})
 		}

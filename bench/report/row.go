@@ -103,8 +103,8 @@ func (r *Row) Condition() string {
 }
 
 // WriteJSON writes the report; lists are never null.
-func (r *Report) WriteJSON(w io.Writer) error {
-	out := *r
+func (rep *Report) WriteJSON(w io.Writer) error {
+	out := *rep
 	if out.Results == nil {
 		out.Results = []Row{}
 	}

@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/millrace/millrace/bench/messages"
@@ -40,7 +41,7 @@ func runCodec(ctx context.Context, spec role.Spec, c *role.Control) error {
 	t := newTally()
 	for i := 0; ; i++ {
 		now := time.Now()
-		if w.over(now) {
+		if !w.next(now) {
 			break
 		}
 		n, err := step(i % len(k.batches))
@@ -54,7 +55,7 @@ func runCodec(ctx context.Context, spec role.Spec, c *role.Control) error {
 	}
 	r := t.result(w)
 	r.RT, r.OverheadBytes = nil, k.overhead()
-	return finish(ctx, c, nil, r, func() {})
+	return finish(ctx, c, w, nil, r, func() {})
 }
 
 // codec holds what is encoded, and the same encoded.
@@ -113,9 +114,6 @@ func (k *codec) encode(i int) (int, error) {
 	return n, nil
 }
 
-// visited keeps the compiler from leaving the visit out.
-var visited byte
-
 func (k *codec) visit(open func([]byte) (serialize.Batch, error)) func(i int) (int, error) {
 	return func(i int) (int, error) {
 		b, err := open(k.batches[i])
@@ -123,14 +121,16 @@ func (k *codec) visit(open func([]byte) (serialize.Batch, error)) func(i int) (i
 			return 0, err
 		}
 		n := 0
+		var first byte // keeps the compiler from leaving the visit out
 		cursor := b.Cursor()
 		for cursor.Next() {
 			v := cursor.Value()
 			n += len(v)
 			if len(v) > 0 {
-				visited ^= v[0]
+				first ^= v[0]
 			}
 		}
+		runtime.KeepAlive(first)
 		return n, nil
 	}
 }

@@ -20,7 +20,7 @@ func runConsumer(ctx context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	topic := &load{spec: spec, ms: ms}
+	topic := &load{spec: spec, ms: ms, w: &window{}} // nothing counts while the topic is filled
 	stored, err := topic.fill(ctx)
 	if err != nil {
 		return fmt.Errorf("filling the topic: %w", err)
@@ -57,7 +57,7 @@ func runConsumer(ctx context.Context, spec role.Spec, c *role.Control) error {
 		return err
 	default:
 	}
-	return finish(ctx, c, nil, t.result(w), func() {
+	return finish(ctx, c, w, nil, t.result(w), func() {
 		stopping(func(ctx context.Context) error {
 			for _, client := range clients {
 				_ = client.Close(ctx) // nothing is under way
@@ -96,7 +96,7 @@ func (l *load) fill(ctx context.Context) (uint64, error) {
 
 // consume reads the topic of stored messages until the window is over. Each record
 // has to be the one that was stored there: nothing lost, doubled or changed.
-func (l *load) consume(ctx context.Context, client *broker.Client, stored uint64, w window) (messages, size int64, err error) {
+func (l *load) consume(ctx context.Context, client *broker.Client, stored uint64, w *window) (messages, size int64, err error) {
 	now := time.Now()
 	for !w.over(now) {
 		var next uint64

@@ -63,14 +63,14 @@ func loopPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return finish(ctx, c, meter, p.t.result(w), func() { _ = l.shutdown() })
+	return finish(ctx, c, w, meter, p.t.result(w), func() { _ = l.shutdown() })
 }
 
 // pinger is the handler of all connections; the loop's goroutine.
 type pinger struct {
 	netpoll.BaseHandler
 	ms   [][]byte
-	w    window
+	w    *window
 	t    *tally
 	open int // connections still at it
 	done chan error
@@ -85,7 +85,7 @@ type pingConn struct {
 func (p *pinger) ping(c *netpoll.Conn) {
 	pc := c.Context.(*pingConn)
 	pc.began = time.Now()
-	if p.w.over(pc.began) {
+	if !p.w.next(pc.began) {
 		pc.sent = nil
 		if p.open--; p.open == 0 {
 			p.finish(nil)

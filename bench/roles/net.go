@@ -183,10 +183,10 @@ func netPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 			return err
 		}
 	}
-	return finish(ctx, c, meter, t.result(w), func() {})
+	return finish(ctx, c, w, meter, t.result(w), func() {})
 }
 
-func pingNet(conn *netConn, ms [][]byte, first int, w window, t *tally) error {
+func pingNet(conn *netConn, ms [][]byte, first int, w *window, t *tally) error {
 	for i := first; ; i++ {
 		m := ms[i%len(ms)]
 		began := time.Now()

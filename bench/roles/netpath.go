@@ -227,7 +227,7 @@ func runNetProxy(ctx context.Context, spec role.Spec, c *role.Control) error {
 			return err
 		})
 		_ = up.Close()
-		if derr := <-down; err == nil || errors.Is(err, io.EOF) {
+		if derr := <-down; errors.Is(err, io.EOF) {
 			err = derr
 		}
 		return err

@@ -168,7 +168,7 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	for i := 0; ; i++ {
 		m := ms[i%len(ms)]
 		began := time.Now()
-		if w.over(began) {
+		if !w.next(began) {
 			break
 		}
 		if err := e.send(1, func(_ int, frame []byte) int { return copy(frame, m) }); err != nil {
@@ -187,5 +187,5 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 			t.add(time.Since(began), len(m))
 		}
 	}
-	return finish(ctx, c, nil, t.result(w), func() {})
+	return finish(ctx, c, w, nil, t.result(w), func() {})
 }

@@ -40,10 +40,11 @@ func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
 		return err
 	}
 	load.began = time.Now()
-	load.w = announce(load.began.Add(spec.Warmup), spec, c)
+	load.w = newWindow(load.began.Add(spec.Warmup), spec, c)
 	if err := load.run(ctx); err != nil {
 		return err
 	}
+	load.w.announce()
 	c.Emit(role.Event{Kind: role.Measured, Result: load.result()})
 	if err := c.Expect(ctx, role.Verify); err != nil {
 		return err
@@ -62,7 +63,7 @@ type load struct {
 	ms        [][]byte
 	producers []*producer
 	began     time.Time
-	w         window
+	w         *window
 }
 
 // message is what connection id sends as its message number seq.

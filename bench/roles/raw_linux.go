@@ -309,7 +309,7 @@ func rawPing(k rawKind) role.Func {
 				t.add(time.Since(began), n)
 			}
 		}
-		return finish(ctx, c, nil, t.result(w), func() {})
+		return finish(ctx, c, w, nil, t.result(w), func() {})
 	}
 }
 

@@ -39,30 +39,42 @@ var All = map[string]role.Func{
 const answerTimeout = 3 * time.Second
 
 // window is the time that counts: after the warm-up, for the duration.
-type window struct{ from, to time.Time }
-
-// open starts the warm-up, and tells the parent when the measurement starts.
-func open(ctx context.Context, spec role.Spec, c *role.Control) (window, error) {
-	if err := c.Expect(ctx, role.Start); err != nil {
-		return window{}, err
-	}
-	return announce(time.Now().Add(spec.Warmup), spec, c), nil
+type window struct {
+	from, to time.Time
+	announce func() // tells the parent that it has begun; any goroutine, any number of times
+	told     bool
 }
 
-// announce is the window that begins at from, when the parent is told.
-func announce(from time.Time, spec role.Spec, c *role.Control) window {
-	go func() {
-		time.Sleep(time.Until(from))
-		c.Emit(role.Event{Kind: role.Measuring})
-	}()
-	return window{from, from.Add(spec.Duration)}
+// open starts the warm-up, and tells the parent when the measurement starts.
+func open(ctx context.Context, spec role.Spec, c *role.Control) (*window, error) {
+	if err := c.Expect(ctx, role.Start); err != nil {
+		return nil, err
+	}
+	return newWindow(time.Now().Add(spec.Warmup), spec, c), nil
+}
+
+// newWindow is the window that begins at from.
+func newWindow(from time.Time, spec role.Spec, c *role.Control) *window {
+	w := &window{from: from, to: from.Add(spec.Duration), announce: sync.OnceFunc(func() { c.Emit(role.Event{Kind: role.Measuring}) })}
+	time.AfterFunc(time.Until(from), w.announce)
+	return w
+}
+
+// next reports whether something new begins at now. For a single goroutine that
+// spins: others then run late, so it is this one that announces the window.
+func (w *window) next(now time.Time) bool {
+	if !w.told && w.counts(now) {
+		w.told = true
+		w.announce()
+	}
+	return !w.over(now)
 }
 
 // counts reports whether something that began at t is measured.
-func (w window) counts(t time.Time) bool { return !t.Before(w.from) }
+func (w *window) counts(t time.Time) bool { return !t.Before(w.from) }
 
 // over reports whether nothing new begins at t.
-func (w window) over(t time.Time) bool { return !t.Before(w.to) }
+func (w *window) over(t time.Time) bool { return !t.Before(w.to) }
 
 // tally adds up what the connections of a ping-pong found.
 type tally struct {
@@ -90,7 +102,7 @@ func (t *tally) addLocked(rt time.Duration, n int) {
 	t.add(rt, n)
 }
 
-func (t *tally) result(w window) *role.Result {
+func (t *tally) result(w *window) *role.Result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	lost, extra := t.lost.Load(), t.extra.Load()
@@ -101,7 +113,8 @@ func (t *tally) result(w window) *role.Result {
 
 // finish reports a client's result and waits for the parent's Stop; then close
 // runs. m was marked when the measurement began.
-func finish(ctx context.Context, c *role.Control, m *role.BusyMeter, r *role.Result, close func()) error {
+func finish(ctx context.Context, c *role.Control, w *window, m *role.BusyMeter, r *role.Result, close func()) error {
+	w.announce()
 	r.BusyShare = m.Share()
 	c.Emit(role.Event{Kind: role.Measured, Result: r})
 	return c.ServeUntilStop(ctx, nil, nil, func() role.Event {
