@@ -86,3 +86,20 @@ clean:
 
 deps-%:
 	@scripts/deps.sh $*
+
+# Kernel Soft-RoCE (rdma_rxe), on this machine's kernel where it has that, else in a guest;
+# see scripts/soft-roce. Everything is built here, the guest only runs it.
+.PHONY: test-softroce bench-softroce softroce-programs
+SOFTROCE_BENCH_ARGS ?= --transports tcp,rdma --topology local --workload rtt
+
+softroce-programs: deps-softroce
+	@mkdir -p out/softroce
+	CGO_ENABLED=1 $(GO) build -tags verbs -trimpath -ldflags '$(LDFLAGS)' -o out/softroce/millrace ./cmd/millrace
+
+test-softroce: softroce-programs
+	CGO_ENABLED=1 $(GO) vet -tags verbs ./...
+	CGO_ENABLED=1 $(GO) test -c -tags verbs,invariants -o out/softroce/verbs.test ./rdma/verbs
+	scripts/soft-roce/with-device.sh --timeout 1200 -- scripts/soft-roce/test.sh out/softroce
+
+bench-softroce: softroce-programs
+	scripts/soft-roce/with-device.sh --timeout 1200 --out out/softroce/results -- scripts/soft-roce/bench.sh out/softroce/millrace $(SOFTROCE_BENCH_ARGS)

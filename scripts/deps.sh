@@ -3,16 +3,22 @@
 # passwordless sudo; otherwise says what is missing and how to get it. It never
 # fails: the pure-Go build needs none of them.
 #
-#   scripts/deps.sh build|bench|test
+#   scripts/deps.sh build|bench|test|softroce
 set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 build=(gcc libc6-dev pkg-config libdpdk-dev)
 case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;
 test) wanted=("${build[@]}" dpdk-dev iproute2 qemu-user-static) ;;
+softroce)
+	wanted=(gcc libc6-dev libibverbs-dev libibverbs1 ibverbs-providers iproute2 perftest)
+	# A guest, where this kernel has no rdma_rxe.
+	[ "$(scripts/soft-roce/status.sh | sed -n 's/^rdma_rxe=//p')" != absent ] || wanted+=(qemu-system-x86 debian-archive-keyring)
+	;;
 *)
-	echo "usage: scripts/deps.sh build|bench|test" >&2
+	echo "usage: scripts/deps.sh build|bench|test|softroce" >&2
 	exit 2
 	;;
 esac
@@ -22,7 +28,10 @@ purpose() {
 	libdpdk-dev | pkg-config) echo "ports of libdpdk" ;;
 	gcc | libc6-dev) echo "race detector, ports of libdpdk" ;;
 	dpdk-dev) echo "tests against dpdk-testpmd" ;;
-	iproute2) echo "the bench between two network namespaces" ;;
+	iproute2) echo "network namespaces, Soft-RoCE devices" ;;
+	libibverbs-dev | libibverbs1 | ibverbs-providers) echo "RDMA devices of the kernel" ;;
+	perftest) echo "RDMA figures to compare with" ;;
+	qemu-system-x86 | debian-archive-keyring) echo "Soft-RoCE in a guest" ;;
 	qemu-user-static) echo "arm64 tests" ;;
 	esac
 }

@@ -41,7 +41,7 @@ rxe_devices() {
 
 # describe prints what a device is, as lines KEY=VALUE.
 describe() {
-	local d=/sys/class/infiniband/$1 i type g mtu address= address6=
+	local d=/sys/class/infiniband/$1 i type g mtu index= address= address6=
 	echo "device=$1"
 	echo "netdev=$(cat "$d/parent")"
 	echo "state=$(sed 's/.*: //' "$d/ports/1/state")"
@@ -53,13 +53,13 @@ describe() {
 		case $g in
 		0000:0000:0000:0000:0000:ffff:*)
 			g=${g#0000:0000:0000:0000:0000:ffff:}
-			[ -n "$address" ] || address=$((16#${g:0:2})).$((16#${g:2:2})).$((16#${g:5:2})).$((16#${g:7:2}))
+			[ -n "$address" ] || index=$i address=$((16#${g:0:2})).$((16#${g:2:2})).$((16#${g:5:2})).$((16#${g:7:2}))
 			;;
 		fe80:*) ;;
 		*) [ -n "$address6" ] || address6=$g ;;
 		esac
 	done
-	[ -z "$address" ] || echo "address=$address"
+	[ -z "$address" ] || printf '%s\n' "address=$address" "gid_index=$index"
 	[ -z "$address6" ] || echo "address6=$address6"
 	mtu=$(cat "/sys/class/net/$(cat "$d/parent")/mtu" 2>/dev/null)
 	[ -z "$mtu" ] || echo "mtu=$mtu"
