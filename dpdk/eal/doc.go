@@ -16,6 +16,13 @@
 // stack without locks that only the port's owner touches, so no thread needs to be
 // registered with libdpdk (and a goroutine needs no LockOSThread).
 //
+// # How many ports
+//
+// libdpdk has RTE_MAX_ETHPORTS ports in a process: 32 in Debian's build. Each loop
+// of each peer process takes one of net_memif, and serving takes one more. The next
+// one fails with libdpdk's "Reached maximum number of Ethernet ports". dpdk/memif
+// has no such limit and speaks to net_memif.
+//
 // # A net_memif peer that dies
 //
 // net_memif unmaps the shared memory on libdpdk's interrupt thread as soon as the

@@ -21,12 +21,13 @@ import (
 
 // listener is this process's one listening memif socket. net_memif never closes a
 // listening descriptor once its last interface is removed, so one interface that
-// is never started (the anchor, id 0) keeps it in use for the life of the process;
-// server interfaces share it and differ by id and secret. Once the socket's file is
-// removed the next server interface makes another.
+// is never started (the anchor, id 0) keeps it in use as long as anybody serves.
+// Server interfaces share it and differ by id and secret. Once it is removed, the
+// next server interface makes another.
 var listener struct {
 	mu     sync.Mutex
 	dir    *rundir.Dir // nil: not made yet, or removed
+	anchor string      // its device
 	users  int         // Pairs that serve
 	nextID uint32
 	nextNo uint32 // numbers the devices of this process
@@ -106,7 +107,7 @@ func newServer() (Memif, error) {
 		if err := anchor(name, Memif{Socket: socketIn(dir), Secret: secret()}); err != nil {
 			return Memif{}, errors.Join(err, dir.Remove())
 		}
-		listener.dir = dir
+		listener.dir, listener.anchor = dir, name
 	}
 	listener.nextID++ // 0 is the anchor's
 	return Memif{Socket: socketIn(listener.dir), ID: listener.nextID, Secret: secret()}, nil
@@ -136,8 +137,8 @@ func anchor(device string, m Memif) error {
 
 // RemoveSocket removes the directory of this process's listening memif socket: at
 // the end of the process, or where no client is awaited any more. Server interfaces
-// that have no client yet will get none; one made later listens on a new socket,
-// and a descriptor is lost with the old one.
+// that have no client yet will get none; one made later listens on a new socket.
+// libdpdk keeps a descriptor of the old one.
 func RemoveSocket() error {
 	listener.mu.Lock()
 	defer listener.mu.Unlock()
@@ -150,7 +151,20 @@ func removeSocketLocked() error {
 	}
 	dir := listener.dir
 	listener.dir = nil
-	return dir.Remove()
+	return errors.Join(unanchor(listener.anchor, socketIn(dir)), dir.Remove())
+}
+
+func unanchor(device, socket string) error {
+	name, path := C.CString(device), C.CString(socket)
+	defer C.free(unsafe.Pointer(name))
+	defer C.free(unsafe.Pointer(path))
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	Log()
+	if rc := C.mr_memif_unanchor(name, path); rc != 0 {
+		return &Error{Op: "closing the listening socket of", Dev: device, Err: cerror(rc), Log: Log()}
+	}
+	return nil
 }
 
 // useSocket counts Pairs that serve; the socket goes with the last.

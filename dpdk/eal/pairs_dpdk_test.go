@@ -191,7 +191,7 @@ func TestSocketGoesWithTheLastPairs(t *testing.T) {
 		p.Close()
 	}
 	socket := ""
-	for range 2 {
+	for range 40 { // more than libdpdk has ports
 		one, two := libdpdk(), libdpdk()
 		a, linkA, err := one.Serve(t.Context())
 		if err != nil {

@@ -79,6 +79,10 @@ uint64_t mr_heap_bytes(void);
 // keeps one listening socket for all server interfaces of this process.
 int mr_memif_anchor(const char *name, const char *args);
 
+// mr_memif_unanchor closes the listening socket at path and removes the anchor.
+// Interfaces that are connected stay so.
+int mr_memif_unanchor(const char *name, const char *path);
+
 // mr_burst does in one call: transmit, receive, give back, refill.
 void mr_burst(struct mr_port *p);
 

@@ -290,9 +290,3 @@ mr_heap_bytes(void)
 			n += s.heap_allocsz_bytes;
 	return n;
 }
-
-int
-mr_memif_anchor(const char *name, const char *args)
-{
-	return rte_eal_hotplug_add("vdev", name, args);
-}

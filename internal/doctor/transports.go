@@ -25,6 +25,7 @@ func startProbes(ctx context.Context, h *Host) (out []<-chan Transport) {
 		for _, d := range devices {
 			row := Transport{Transport: t.Scheme, Device: d.Name, Default: d.Default}
 			out = append(out, bounded(ctx, limit, func(ctx context.Context) Transport {
+				row := row
 				un, err := probe(ctx, h, t.Scheme, d)
 				switch {
 				case err != nil:
@@ -36,6 +37,7 @@ func startProbes(ctx context.Context, h *Host) (out []<-chan Transport) {
 				}
 				return row
 			}, func(why string) Transport {
+				row := row
 				row.Reason, row.Fix = why, "see the checks above"
 				return row
 			}))
