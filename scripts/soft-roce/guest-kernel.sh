@@ -47,7 +47,9 @@ fetch_kernel() {
 	mkdir -p "$new"/{state/lists/partial,archives/partial,root} || return
 	: >"$new/status"
 	echo "deb [signed-by=$keys] $mirror $guest_suite main" >"$new/sources.list"
-	local apt=(-qq -o "Dir::State=$new/state" -o "Dir::State::status=$new/status" -o "Dir::Cache=$new"
+	# What the machine's configuration runs after an update (cleaning caches) is not meant.
+	printf '#clear %s;\n' APT::Update::Pre-Invoke APT::Update::Post-Invoke APT::Update::Post-Invoke-Success >"$new/apt.conf"
+	local apt=(-qq -c "$new/apt.conf" -o "Dir::State=$new/state" -o "Dir::State::status=$new/status" -o "Dir::Cache=$new"
 		-o "Dir::Etc::SourceList=$new/sources.list" -o Dir::Etc::SourceParts=/dev/null
 		-o APT::Architecture=amd64 -o APT::Architectures=amd64 -o APT::Sandbox::User=root
 		-o Acquire::Languages=none -o Acquire::Retries=3)
@@ -67,7 +69,7 @@ fetch_kernel() {
 		mv "$(find "$new/root" -path '*bin/busybox' | head -n 1)" "$new/busybox" || return
 	version=$(ls "$new/lib/modules")
 	(cd "$new" && ./busybox depmod -b "$new" "$version") || return
-	rm -rf "$new"/{root,state,archives,status,sources.list,pkgcache.bin,srcpkgcache.bin,cache}
+	rm -rf "$new"/{root,state,archives,status,sources.list,apt.conf,pkgcache.bin,srcpkgcache.bin,cache}
 	rm -rf "$cache/kernel"
 	mv "$new" "$cache/kernel"
 }

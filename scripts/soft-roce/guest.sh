@@ -101,9 +101,9 @@ shares=(
 	-virtfs "local,path=$run/job,mount_tag=job,security_model=none"
 )
 if [ -n "$out" ]; then
+	case $PWD$out in *,*) die "a comma in the path of $out cannot be told to qemu" 2 ;; esac
 	mkdir -p "$out" || die "cannot make $out"
 	out=$(cd "$out" && pwd)
-	case $run$out in *,*) die "a comma in $out cannot be told to qemu" 2 ;; esac
 	shares+=(-virtfs "local,path=$out,mount_tag=out,security_model=none")
 fi
 # Nothing shall outlive this shell, however it ends.
