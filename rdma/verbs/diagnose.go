@@ -99,19 +99,6 @@ type memlock struct {
 	ipcLock bool   // CAP_IPC_LOCK in the effective set
 }
 
-func ownMemlock() memlock {
-	m := memlock{limit: ^uint64(0)}
-	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_MEMLOCK, &r) == nil {
-		m.limit = r.Cur
-	}
-	text, err := os.ReadFile("/proc/self/status")
-	if err == nil {
-		m.pinned, m.ipcLock = parseStatus(string(text))
-	}
-	return m
-}
-
 // parseStatus reads VmPin and CapEff of /proc/PID/status (proc(5)).
 func parseStatus(text string) (pinned uint64, ipcLock bool) {
 	for line := range strings.Lines(text) {

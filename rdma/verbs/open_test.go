@@ -14,15 +14,7 @@ import (
 	"github.com/millrace/millrace/rdma"
 )
 
-func TestMain(m *testing.M) {
-	if os.Getenv(memlockChild) != "" {
-		os.Exit(runMemlockChild())
-	}
-	goleak.VerifyTestMain(m)
-}
-
-// memlockChild makes the test binary the child of TestMemlockLimit.
-const memlockChild = "MILLRACE_VERBS_MEMLOCK_CHILD"
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // wantDevice names the device that tests must find: without it they skip where
 // there is none.

@@ -1,5 +1,0 @@
-//go:build verbs && cgo
-
-package verbs
-
-func runMemlockChild() int { return 0 }
