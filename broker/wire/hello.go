@@ -7,7 +7,7 @@ type Hello struct {
 	Version uint16
 	Role    Role
 	// Durability of the broker's acknowledgements (seglog.Durability); 0 from
-	// clients.
+	// requesters, and from a proxy that has not reached its broker yet.
 	Durability uint8
 	// MaxFrameBytes is the largest frame that the sender takes.
 	MaxFrameBytes uint32

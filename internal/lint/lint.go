@@ -20,6 +20,7 @@ import (
 // a new one gets its place here.
 var Rooms = map[string][]string{
 	"internal/lint/...": {"internal/lint/..."},
+	"internal/docbytes": {},
 
 	"hugepages":            {},
 	"serialize/...":        {"hugepages"},
