@@ -18,8 +18,7 @@ import (
 // when it is lost. It belongs to its loop's goroutine.
 //
 // Nothing is sent twice: a request that was sent when the connection broke ends
-// with OutcomeUnknown (or, if it only reads, BrokerUnreachable), one that was not
-// with BrokerUnreachable.
+// with OutcomeUnknown, one that was not with BrokerUnreachable.
 type link struct {
 	loop     *netpoll.Loop
 	pool     *hugepages.Pool
@@ -300,6 +299,9 @@ func (l *link) answered(m *netpoll.Message, frame []byte) error {
 	case wire.KindFetchResponse, wire.KindMetadataResponse:
 		c, ok := l.calls.take(h.Correlation)
 		if !ok || c.reply == nil {
+			if ok { // or its records would end as if they had not been sent
+				c.fail(l, &errNotAnAck)
+			}
 			return fmt.Errorf("%w: a %v that nobody asked for", wire.ErrFrame, h.Kind)
 		}
 		c.reply.response(m, frame)
