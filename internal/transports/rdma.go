@@ -1,13 +1,11 @@
 package transports
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
-	"time"
 
 	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/rdma"
@@ -67,17 +65,7 @@ func verbsDevice(name string) Device {
 			if err := addressOnly(u, "device"); err != nil {
 				return nil, err
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
-			defer cancel()
-			local, err := verbs.Resolve(ctx, u.Host)
-			if err != nil {
-				return nil, err
-			}
-			choice := verbs.Choice{Device: name}
-			if !local.IsLoopback() { // that fits every device
-				choice.Remote = local
-			}
-			fabric, err := verbs.NewFabric(verbs.Options{Choice: choice})
+			fabric, err := verbs.NewFabric(verbs.Options{Choice: verbs.Choice{Device: name}})
 			if err != nil {
 				return nil, err
 			}
@@ -85,8 +73,6 @@ func verbsDevice(name string) Device {
 		},
 	}
 }
-
-const resolveTimeout = 5 * time.Second
 
 // localAddr is the address of this machine from which the host of u is reached,
 // or at which it listens: the one of the same network. Port 0: any.

@@ -4,7 +4,6 @@
 package transports
 
 import (
-	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -123,43 +122,37 @@ func With(rawURL, device string) string {
 }
 
 // Backends makes the backends that a loop needs for urls, one for each scheme.
-// It fails with an *Unavailable where one cannot run here.
-func Backends(urls ...string) (out []netpoll.Backend, err error) {
+// It fails with an *Unavailable where one cannot run here. A backend holds nothing
+// that needs closing before a loop attaches it.
+func Backends(urls ...string) ([]netpoll.Backend, error) {
+	var out []netpoll.Backend
 	made := map[string]string{} // device by scheme
-	defer func() {
-		if err != nil {
-			for _, b := range out {
-				err = errors.Join(err, b.Close())
-			}
-			out = nil
-		}
-	}()
 	for _, raw := range urls {
 		u, err := url.Parse(raw)
 		if err != nil || u.Scheme == "" || u.Host == "" {
-			return out, fmt.Errorf("%q is not an address: one looks like tcp://127.0.0.1:7000", raw)
+			return nil, fmt.Errorf("%q is not an address: one looks like tcp://127.0.0.1:7000", raw)
 		}
 		t, err := ByScheme(u.Scheme)
 		if err != nil {
-			return out, err
+			return nil, err
 		}
 		d, err := t.Device(u)
 		if err != nil {
-			return out, err
+			return nil, err
 		}
 		if other, ok := made[u.Scheme]; ok {
 			if other != d.Name {
-				return out, fmt.Errorf("%s asks for %s, another address of %s:// for %s: all addresses of one scheme share a device", raw, d.Name, u.Scheme, other)
+				return nil, fmt.Errorf("%s asks for %s, another address of %s:// for %s: all addresses of one scheme share a device", raw, d.Name, u.Scheme, other)
 			}
 			continue
 		}
 		made[u.Scheme] = d.Name
 		if un := d.Probe(); un != nil {
-			return out, un
+			return nil, un
 		}
 		b, err := d.New(u)
 		if err != nil {
-			return out, err
+			return nil, err
 		}
 		out = append(out, b)
 	}

@@ -1,33 +1,161 @@
 package transports
 
 import (
+	"bytes"
+	"context"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/millrace/millrace/netpoll"
 )
 
-func TestDeviceOfAnAddress(t *testing.T) {
-	for _, tc := range []struct{ url, want, err string }{
-		{"tcp://127.0.0.1:1", "epoll", ""},
-		{"rdma://127.0.0.1:1", SoftRoCEUDP, ""},
-		{"rdma://127.0.0.1:1?device=softroce+udp", SoftRoCEUDP, ""},
-		{"dpdk://127.0.0.1:1", Memif, ""},
-		{"dpdk://127.0.0.1:1?port=memif", Memif, ""},
-		{"dpdk://127.0.0.1:1?port=net_memif0", NetMemif, ""},
-		{"dpdk://127.0.0.1:1?port=net_memif", NetMemif, ""},
-		{"dpdk://127.0.0.1:1?port=net_nosuch", "", "use memif, net_memif0"},
+func TestWith(t *testing.T) {
+	for _, tt := range []struct{ url, device, want string }{
+		{"tcp://127.0.0.1:1", "epoll", "tcp://127.0.0.1:1"},
+		{"rdma://127.0.0.1:1", "", "rdma://127.0.0.1:1"},
+		{"rdma://127.0.0.1:1", "rxe0", "rdma://127.0.0.1:1?device=rxe0"},
+		{"rdma://127.0.0.1:1?device=rxe0", SoftRoCEUDP, "rdma://127.0.0.1:1?device=softroce%2Budp"},
+		{"dpdk://127.0.0.1:1", NetMemif, "dpdk://127.0.0.1:1?port=net_memif0"},
+		{"udp://127.0.0.1:1", "x", "udp://127.0.0.1:1"},
 	} {
-		u, err := url.Parse(tc.url)
-		if err != nil {
-			t.Fatal(err)
+		if got := With(tt.url, tt.device); got != tt.want {
+			t.Errorf("With(%q, %q) = %q, want %q", tt.url, tt.device, got, tt.want)
 		}
-		tr, err := ByScheme(u.Scheme)
-		if err != nil {
-			t.Fatal(err)
+	}
+}
+
+func TestBackendsRefuse(t *testing.T) {
+	for _, tt := range []struct {
+		urls []string
+		want string
+	}{
+		{[]string{"127.0.0.1:7000"}, "looks like tcp://"},
+		{[]string{"udp://127.0.0.1:7000"}, "use tcp, rdma, dpdk"},
+		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, SoftRoCEUDP},
+		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0"},
+		{[]string{"tcp://127.0.0.1:1", "rdma://127.0.0.1:7000?gid=1"}, `unknown parameter "gid"`},
+		{[]string{"dpdk://127.0.0.1:7000", "dpdk://127.0.0.1:7001?port=net_memif0"}, "share a device"},
+	} {
+		if _, err := Backends(tt.urls...); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v, want %q", tt.urls, err, tt.want)
 		}
-		d, err := tr.Device(u)
-		if d.Name != tc.want || (err == nil) != (tc.err == "") || err != nil && !strings.Contains(err.Error(), tc.err) {
-			t.Errorf("%s: %q, %v", tc.url, d.Name, err)
+	}
+}
+
+func TestEveryDefaultIsOne(t *testing.T) {
+	for _, tr := range All() {
+		defaults := 0
+		for _, d := range tr.Devices() {
+			if d.Default {
+				defaults++
+				if un := d.Probe(); un != nil {
+					t.Errorf("%s: the default cannot run: %v", tr.Scheme, un)
+				}
+			}
 		}
+		if defaults != 1 {
+			t.Errorf("%s: %d defaults", tr.Scheme, defaults)
+		}
+	}
+}
+
+type echo struct{ netpoll.BaseHandler }
+
+func (echo) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
+	b, err := c.Alloc(len(ms[0].Data))
+	if err == nil {
+		copy(b.Bytes(), ms[0].Data)
+		err = c.Send(b)
+	}
+	if err != nil {
+		c.Close(err)
+	}
+}
+
+type receiver struct {
+	netpoll.BaseHandler
+	got chan []byte
+}
+
+func (r receiver) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) { r.got <- bytes.Clone(ms[0].Data) }
+
+// A device named in an address is this end's own: it is used here, and the address
+// that peers get leaves it out.
+func TestNamedDevices(t *testing.T) {
+	for _, u := range []string{
+		"tcp://127.0.0.1:0", "rdma://127.0.0.1:0?device=softroce+udp", "dpdk://127.0.0.1:0?port=memif", "dpdk://127.0.0.1:0?port=net_memif0",
+	} {
+		t.Run(u, func(t *testing.T) {
+			start := func() *netpoll.Loop {
+				backends, err := Backends(u)
+				if un, ok := err.(*Unavailable); ok {
+					t.Skip(un)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				l, err := netpoll.NewLoop(netpoll.Options{Backends: backends})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ran := make(chan error, 1)
+				go func() { ran <- l.Run() }()
+				t.Cleanup(func() {
+					l.Stop()
+					if err := <-ran; err != nil {
+						t.Error(err)
+					}
+				})
+				return l
+			}
+			server, client := start(), start()
+			ln, err := server.Listen(u, echo{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(ln.URL(), "?") {
+				t.Errorf("peers are told %s", ln.URL())
+			}
+			parsed, err := url.Parse(u)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			r := receiver{got: make(chan []byte, 1)}
+			// The same address with the device named again: the dialing end's own.
+			conn, err := client.Dial(ctx, ln.URL()+"?"+parsed.RawQuery, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Ports of libdpdk are numbered in their process.
+			if d := strings.TrimRight(conn.Transport().Device, "0123456789"); parsed.RawQuery != "" && !strings.Contains(parsed.RawQuery, d) {
+				t.Errorf("it runs on %s", d)
+			}
+			want := []byte("grist")
+			err = client.Do(func() {
+				b, err := conn.Alloc(len(want))
+				if err == nil {
+					copy(b.Bytes(), want)
+					err = conn.Send(b)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case got := <-r.got:
+				if !bytes.Equal(got, want) {
+					t.Errorf("got %q", got)
+				}
+			case <-ctx.Done():
+				t.Error("no echo")
+			}
+		})
 	}
 }
