@@ -57,6 +57,7 @@ type Progress interface {
 const (
 	defaultTransportSize = 128 // bytes of an rtt message, the size of the published floor tables
 	repetitions          = 3
+	maxRate              = 1e9
 )
 
 // Workloads lists the names in the order in which they run.
@@ -95,6 +96,9 @@ func (o *Options) validate() error {
 	}
 	if o.Size < 0 || o.Rate < 0 || o.Connections < 0 || o.Duration < 0 {
 		return usage("size, rate, connections and duration cannot be negative")
+	}
+	if o.Rate > maxRate {
+		return usage("a rate of at most %.0f messages/s can be offered", float64(maxRate))
 	}
 	if o.Size > messages.MaxMessageBytes {
 		return usage("messages have at most %d bytes", messages.MaxMessageBytes)
