@@ -1,6 +1,7 @@
 package rdma_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ type nodeOptions struct {
 	wrap    func(rdma.Device) rdma.Device // around that device
 	name    string                        // of the fabric
 	stopped bool                          // the test stops it itself
+	timeout time.Duration                 // after which a silent peer counts as dead; default 5 s, for machines under load
 	mayRNR  bool
 }
 
@@ -77,7 +79,7 @@ func startNode(t testing.TB, o nodeOptions) *node {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n.dev = softroce.New(link, softroce.Options{PeerTimeout: 300 * time.Millisecond})
+		n.dev = softroce.New(link, softroce.Options{PeerTimeout: cmp.Or(o.timeout, 5*time.Second)})
 		var dev rdma.Device = n.dev
 		if o.wrap != nil {
 			dev = o.wrap(dev)

@@ -45,9 +45,9 @@ func peerProcess(url string) error {
 }
 
 // TestPeerProcess: a peer whose process is killed is noticed through its bootstrap
-// connection, which the kernel closes; one that only stands still, by what it does
-// not acknowledge. Either way the messages of both directions are cut off in the
-// middle, the reason is readable, and every buffer comes back (see testPool).
+// connection, which the kernel closes; one that only stands still, by the first
+// message that it does not acknowledge. Either way messages under way are cut off,
+// the reason is readable, and every buffer comes back (see testPool).
 func TestPeerProcess(t *testing.T) {
 	for _, tc := range []struct {
 		signal syscall.Signal
@@ -58,7 +58,7 @@ func TestPeerProcess(t *testing.T) {
 	} {
 		t.Run(tc.signal.String(), func(t *testing.T) {
 			server := startNode(t, nodeOptions{fabric: softroce.NewFabric(loopback, softroce.Options{PeerTimeout: 300 * time.Millisecond})})
-			h := &talker{got: make(chan struct{}, 1), closed: make(chan error, 1)}
+			h := &talker{got: make(chan *netpoll.Conn, 1), closed: make(chan error, 1), silent: tc.signal == syscall.SIGSTOP}
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), peerProcessEnv+"="+server.listen(h))
 			cmd.Stderr = os.Stderr
@@ -69,8 +69,9 @@ func TestPeerProcess(t *testing.T) {
 				_ = cmd.Process.Kill()
 				_ = cmd.Wait()
 			}()
+			var c *netpoll.Conn
 			select {
-			case <-h.got:
+			case c = <-h.got:
 			case err := <-h.closed:
 				t.Fatal(err)
 			case <-time.After(10 * time.Second):
@@ -78,6 +79,13 @@ func TestPeerProcess(t *testing.T) {
 			}
 			if err := cmd.Process.Signal(tc.signal); err != nil {
 				t.Fatal(err)
+			}
+			if h.silent {
+				server.do(func() {
+					if err := sendCopy(c, []byte("anybody there?")); err != nil {
+						t.Error(err)
+					}
+				})
 			}
 			select {
 			case err := <-h.closed:
@@ -94,23 +102,27 @@ func TestPeerProcess(t *testing.T) {
 	}
 }
 
-// talker sends whenever it may, and tells when a hundred messages have come.
+// talker sends whenever it may, unless it is silent, and tells when a hundred
+// messages have come.
 type talker struct {
 	streamer
+	silent   bool
 	messages int
-	got      chan struct{}
+	got      chan *netpoll.Conn
 	closed   chan error
 }
 
 func (h *talker) OnOpen(c *netpoll.Conn) {
-	h.size, h.left = 5000, 1<<30
-	h.OnWritable(c)
+	if !h.silent {
+		h.size, h.left = 5000, 1<<30
+		h.OnWritable(c)
+	}
 }
 
-func (h *talker) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
+func (h *talker) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
 	for range ms {
 		if h.messages++; h.messages == 100 {
-			h.got <- struct{}{}
+			h.got <- c
 		}
 	}
 }

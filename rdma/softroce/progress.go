@@ -20,8 +20,10 @@ func (d *Device) Progress(now int64) (work int, deadline int64) {
 	}
 	d.now = now
 	d.starved = false
-	if now >= d.nextTimer && d.armed > 0 {
-		work += d.receiveAll(now)
+	if now >= d.nextTimer {
+		if d.armed > 0 {
+			work += d.receiveAll(now)
+		}
 		d.expire(now)
 	}
 	if d.blocked {
