@@ -161,6 +161,12 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
+func TestCloseUnattached(t *testing.T) {
+	if err := NewTCP().Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCycleEnd(t *testing.T) {
 	l, err := NewLoop(Options{Pool: testPool(t, 8<<20), Idle: Efficient()})
 	if err != nil {

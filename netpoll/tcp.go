@@ -298,6 +298,9 @@ func (t *TCP) Arm() (int64, bool) {
 
 // Close implements Poller.
 func (t *TCP) Close() error {
+	if t.loop == nil {
+		return nil // never attached
+	}
 	t.cancel()
 	for _, c := range t.conns {
 		if !c.shut {
