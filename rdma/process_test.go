@@ -81,6 +81,11 @@ func TestPeerProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			if h.silent {
+				// Its threads stop one by one; wait for the last.
+				var status syscall.WaitStatus
+				if _, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil || !status.Stopped() {
+					t.Fatalf("not stopped: %v, status %#x", err, status)
+				}
 				server.do(func() {
 					if err := sendCopy(c, []byte("anybody there?")); err != nil {
 						t.Error(err)
