@@ -135,13 +135,7 @@ func (b *Batcher) Append(r *serialize.Record, done Completion) error {
 			return err
 		}
 	}
-	b.bytes += bytes
-	at := b.doneHead + b.records
-	if at >= len(b.dones) {
-		at -= len(b.dones)
-	}
-	b.dones[at] = done
-	b.records++
+	b.take(bytes, done)
 	if b.builder.Len() == b.opts.MaxBatchRecords {
 		b.closeOpen()
 	}

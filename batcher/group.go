@@ -1,6 +1,7 @@
 package batcher
 
 import (
+	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/serialize"
 )
 
@@ -43,13 +44,61 @@ func (b *Batcher) Reserve(records, bytes int) error {
 	}
 }
 
+// Put queues a batch of one record that the caller lays out itself, for a record
+// that no batch of MaxBatchBytes holds: it leaves after all that was appended
+// before, and completes in that order. bytes are those of its key, value and
+// headers; if they alone exceed MaxQueuedBytes, the record is taken when nothing
+// else is queued. build is called once there is room; the buffer it returns is
+// then the batcher's. Errors as Append's, and build's; nothing was taken then.
+func (b *Batcher) Put(bytes int, done Completion, build func() (*hugepages.Buf, error)) error {
+	switch {
+	case b.closing:
+		return ErrClosed
+	case b.records == len(b.dones) || b.bytes > 0 && bytes > b.opts.MaxQueuedBytes-b.bytes || b.failing:
+		b.refused = true
+		return ErrFull
+	}
+	if b.open != nil && b.builder.Len() > 0 && b.closeOpen() {
+		b.send()
+	}
+	if b.closing || b.failing || b.open != nil && b.builder.Len() > 0 || int(b.tail-b.head) >= b.opts.MaxBatches {
+		b.refused = true // also if others appended from within a completion
+		return ErrFull
+	}
+	buf, err := build()
+	if err != nil {
+		return err
+	}
+	*b.batch(b.tail) = batch{buf: buf, records: 1, bytes: bytes}
+	b.tail++
+	b.take(bytes, done)
+	b.send()
+	return nil
+}
+
+// take notes a record that was queued.
+func (b *Batcher) take(bytes int, done Completion) {
+	b.bytes += bytes
+	at := b.doneHead + b.records
+	if at >= len(b.dones) {
+		at -= len(b.dones)
+	}
+	b.dones[at] = done
+	b.records++
+}
+
 // Seal closes the open batch now and offers what waits to the sink. It reports
 // whether the sink has everything that was appended; what is sent to the link by
-// other ways then comes after it.
+// other ways then comes after it. false is a refusal: wait for OnWritable.
 func (b *Batcher) Seal() bool {
 	if b.open != nil && b.builder.Len() > 0 && !b.closeOpen() {
+		b.refused = true
 		return false
 	}
 	b.send()
-	return b.sent == b.tail
+	if b.sent != b.tail {
+		b.refused = true
+		return false
+	}
+	return true
 }

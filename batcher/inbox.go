@@ -193,6 +193,10 @@ func (in *Inbox) giveUp(list []*Producer) {
 	}
 }
 
+// Producers is the number of producers that are open, or closed with records
+// staged.
+func (in *Inbox) Producers() int { return len(*in.producers.Load()) }
+
 // Idle reports whether nothing is staged or queued.
 func (in *Inbox) Idle() bool {
 	for _, p := range *in.producers.Load() {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -105,14 +106,14 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 
 // cycleEnd gathers what the producers staged, and sends it.
 func (c *Client) cycleEnd(now int64) (deadline int64) {
-	for _, la := range c.link.lanes {
+	for _, la := range c.link.order {
 		if la.inbox != nil && la.inbox.Drain(now, drainBudget) > 0 {
 			c.link.touched = true
 		}
 	}
 	c.link.flush(now)
 	deadline = c.link.deadline()
-	for _, la := range c.link.lanes {
+	for _, la := range c.link.order {
 		if la.inbox == nil {
 			continue
 		}
@@ -170,44 +171,55 @@ func (c *Client) handOver(ctx context.Context, try func() error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-c.host.loop.Done():
-		return ErrClosed
 	case <-ctx.Done():
-	}
-	for !state.CompareAndSwap(waiting, abandoned) {
-		select {
-		case err := <-done:
-			return err
-		case <-c.host.loop.Done():
-			return ErrClosed
-		case <-time.After(retryAfter):
+		// Not while try is running.
+		for !state.CompareAndSwap(waiting, abandoned) {
+			select {
+			case err := <-done:
+				return err
+			case <-c.host.loop.Done():
+				return last(done, ErrClosed)
+			case <-time.After(retryAfter):
+			}
 		}
+		return ctx.Err()
+	case <-c.host.loop.Done():
+		return last(done, ErrClosed)
 	}
-	return ctx.Err()
+}
+
+// last is what arrived in ch before the loop ended, else other.
+func last[T any](ch <-chan T, other T) T {
+	select {
+	case v := <-ch:
+		return v
+	default:
+		return other
+	}
 }
 
 // Close sends what was appended, waits until it is answered or ctx ends, and
-// closes the connection. Producers and Consumes end with an error.
+// closes the connection. Producers and Consumes end with an error. What has no
+// answer by then completes: records that were sent with wire.OutcomeUnknown, others
+// with wire.BrokerUnreachable or batcher.ErrCloseTimeout.
 func (c *Client) Close(ctx context.Context) error {
 	if c.closing.Swap(true) {
 		return nil
 	}
 	loop := c.host.loop
-	deadline := loop.Clock() + int64(time.Hour)
-	if d, ok := ctx.Deadline(); ok {
-		deadline = loop.Clock() + int64(time.Until(d))
-	}
-	settle(ctx, loop, func() { c.endLanes(deadline) }, c.idle)
+	// The aggregators' own deadline does not tell what was sent from what was not:
+	// the link is closed before it.
+	settle(ctx, loop, func() { c.endLanes(math.MaxInt64) }, c.idle)
 	_ = loop.Do(func() {
+		c.link.close()
 		c.endLanes(loop.Now())
 		c.cycleEnd(loop.Now())
-		c.link.close()
 	})
 	return c.host.stop(ctx)
 }
 
 func (c *Client) endLanes(deadline int64) {
-	for _, la := range c.link.lanes {
+	for _, la := range c.link.order {
 		if la.inbox != nil {
 			la.inbox.Close(deadline)
 		} else {
@@ -219,7 +231,7 @@ func (c *Client) endLanes(deadline int64) {
 
 // idle says that everything produced is answered.
 func (c *Client) idle() bool {
-	for _, la := range c.link.lanes {
+	for _, la := range c.link.order {
 		if la.inbox != nil && !la.inbox.Idle() || la.batcher.Pending() > 0 {
 			return false
 		}
@@ -233,6 +245,7 @@ type Producer struct {
 	lane   *lane
 	ring   *batcher.Producer
 	to     batcher.Completer
+	closed bool
 }
 
 // Producer opens a producer of a topic; to is told what became of each record, on
@@ -256,6 +269,9 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 			}
 		}
 		p.ring, err = p.lane.inbox.Producer(to)
+		if errors.Is(err, batcher.ErrFull) { // which means "not now" to handOver
+			err = fmt.Errorf("broker: topic %s: %d producers are open: close some, or share them", topic, p.lane.inbox.Producers())
+		}
 		return err
 	})
 	if err != nil {
@@ -270,6 +286,9 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 // be aggregated and goes on its own, what it was refused with.
 func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64) error {
 	for {
+		if p.closed {
+			return ErrClosed
+		}
 		err := p.ring.Append(r, token)
 		switch {
 		case err == nil:
@@ -277,7 +296,9 @@ func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64
 		case errors.Is(err, batcher.ErrFull):
 			err = p.ring.Wait(ctx)
 		case errors.Is(err, serialize.ErrRecordTooLarge):
-			return p.appendLarge(ctx, r, token)
+			if err = p.appendLarge(ctx, r, token); err == nil {
+				return nil
+			}
 		}
 		if errors.Is(err, batcher.ErrClosed) {
 			return ErrClosed
@@ -292,6 +313,9 @@ func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64
 // that was appended before.
 func (p *Producer) appendLarge(ctx context.Context, r *serialize.Record, token uint64) error {
 	return p.client.handOver(ctx, func() error {
+		if p.client.closing.Load() {
+			return ErrClosed
+		}
 		p.lane.inbox.Drain(p.client.host.loop.Now(), drainBudget)
 		if p.ring.Staged() {
 			return batcher.ErrFull
@@ -302,7 +326,10 @@ func (p *Producer) appendLarge(ctx context.Context, r *serialize.Record, token u
 
 // Close says that nothing more will be appended. What was is still sent and
 // completed.
-func (p *Producer) Close() { p.ring.Close() }
+func (p *Producer) Close() {
+	p.closed = true
+	p.ring.Close()
+}
 
 // Produce stores one record and waits for its acknowledgement. If ctx ends first
 // the record may be stored or not. For many records use a Producer.
@@ -328,7 +355,8 @@ func (c *Client) Produce(ctx context.Context, topic string, r *serialize.Record)
 	case o := <-one:
 		return o.offset, o.err
 	case <-c.host.loop.Done():
-		return serialize.NoOffset, ErrClosed
+		o := last(one, outcome{serialize.NoOffset, ErrClosed})
+		return o.offset, o.err
 	case <-ctx.Done():
 		return serialize.NoOffset, &wire.Error{Code: wire.OutcomeUnknown, Text: ctx.Err().Error() + " before the answer came"}
 	}

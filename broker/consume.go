@@ -19,7 +19,8 @@ const (
 	fetchWait = 5 * time.Second
 	// fetchBytes is what one fetch asks for.
 	fetchBytes = 1 << 20
-	// outagePatience is how long Consume goes on while no fetch succeeds.
+	// outagePatience is how long Consume goes on while no fetch succeeds, and how
+	// much longer than asked for an answer may take.
 	outagePatience = 30 * time.Second
 	fetchRetry     = 50 * time.Millisecond
 )
@@ -28,12 +29,17 @@ const (
 // offset on, in order, and follows the topic's end. The record is valid until fn
 // returns. It ends with ctx's error, fn's (nil for ErrStop), or the broker's, for
 // instance wire.UnknownTopic or wire.OffsetOutOfRange. When the connection is
-// lost it goes on where it was as soon as there is one again; it gives up after
-// 30 s without an answer.
+// lost it goes on where it was as soon as there is one again; it gives up when
+// fetches have failed, or none was answered, for 30 s. A client may have 64
+// Consumes at a time.
 func (c *Client) Consume(ctx context.Context, topic string, offset uint64, fn func(offset uint64, r *serialize.Record) error) error {
 	if err := seglog.CheckTopicName(topic); err != nil {
 		return err
 	}
+	if !c.host.hold() { // of what fn sees, also while Close is called
+		return ErrClosed
+	}
+	defer c.host.release()
 	err := c.consume(ctx, topic, offset, fn)
 	if errors.Is(err, ErrStop) {
 		return nil
@@ -42,31 +48,40 @@ func (c *Client) Consume(ctx context.Context, topic string, offset uint64, fn fu
 }
 
 func (c *Client) consume(ctx context.Context, topic string, offset uint64, fn func(uint64, *serialize.Record) error) error {
+	asked := time.Now()
 	next := c.fetch(ctx, topic, offset)
-	lastAnswer := time.Now()
+	var failing time.Time // since when, if it does
 	for {
 		got, err := next.wait(ctx, c)
 		if err != nil {
-			if !passing(err) || time.Since(lastAnswer) > outagePatience {
+			if failing.IsZero() {
+				failing = time.Now()
+			}
+			if !passing(err) || time.Since(failing) > outagePatience {
 				return err
 			}
-			select {
-			case <-time.After(fetchRetry):
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-c.host.loop.Done():
-				return ErrClosed
+			if err := c.pause(ctx); err != nil {
+				return err
 			}
+			asked = time.Now()
 			next = c.fetch(ctx, topic, offset)
 			continue
 		}
-		lastAnswer = time.Now()
+		failing = time.Time{}
+		if len(got.entries) == 0 && time.Since(asked) < fetchRetry {
+			// It did not wait, against the rules, and would have us ask all the time.
+			if err := c.pause(ctx); err != nil {
+				got.release()
+				return err
+			}
+		}
 		end, err := endOf(got.entries, offset)
 		if err != nil {
 			got.release()
 			return fmt.Errorf("broker: topic %s: %w", topic, err)
 		}
 		// The next answer is under way while fn works on this one.
+		asked = time.Now()
 		next = c.fetch(ctx, topic, end)
 		err = visit(got.entries, offset, fn)
 		got.release()
@@ -75,6 +90,18 @@ func (c *Client) consume(ctx context.Context, topic string, offset uint64, fn fu
 			return err
 		}
 		offset = end
+	}
+}
+
+// pause waits before a fetch is tried again.
+func (c *Client) pause(ctx context.Context) error {
+	select {
+	case <-time.After(fetchRetry):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-c.host.loop.Done():
+		return ErrClosed
 	}
 }
 
@@ -163,7 +190,7 @@ func (c *Client) fetch(ctx context.Context, topic string, offset uint64) *fetchi
 		wire.AppendFetch(b.Bytes()[:0], wire.Fetch{Topic: []byte(topic), Offset: offset,
 			MaxBytes:   uint32(min(fetchBytes, l.maxFrame-wire.FetchResponseHeaderBytes)),
 			WaitMillis: uint32(fetchWait.Milliseconds())})
-		if err := l.send(b, call{reply: f}); err != nil {
+		if err := l.send(b, call{query: f}); err != nil {
 			b.Release()
 			return err
 		}
@@ -177,9 +204,14 @@ func (c *Client) fetch(ctx context.Context, topic string, offset uint64) *fetchi
 
 // wait returns the answer, whose lease is then the caller's. Afterwards f is done.
 func (f *fetching) wait(ctx context.Context, c *Client) (fetched, error) {
+	patience := time.NewTimer(fetchWait + outagePatience)
+	defer patience.Stop()
 	select {
 	case got := <-f.answer:
 		return got, got.err
+	case <-patience.C:
+		f.abandon()
+		return fetched{}, fmt.Errorf("broker: %s does not answer: no answer to a fetch within %v", c.link.url, fetchWait+outagePatience)
 	case <-ctx.Done():
 		f.abandon()
 		return fetched{}, ctx.Err()
@@ -201,7 +233,7 @@ func (f *fetching) abandon() {
 	}
 }
 
-// response implements replier.
+// response implements queryReply.
 func (f *fetching) response(m *netpoll.Message, frame []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -217,10 +249,6 @@ func (f *fetching) response(m *netpoll.Message, frame []byte) {
 }
 
 func (f *fetching) failed(e *wire.Error) { f.answer <- fetched{err: e} }
-
-func (f *fetching) acked(uint64) { f.failed(&errNotAFetch) }
-
-var errNotAFetch = wire.Error{Code: wire.BadRequest, Text: "the answer to a question was an acknowledgement"}
 
 // Offsets are the first offset that topic holds and the one after its last record.
 // wire.UnknownTopic if nothing was ever produced to it.
@@ -249,7 +277,7 @@ func (c *Client) metadata(ctx context.Context, topic string) ([]wire.TopicInfo, 
 			return err
 		}
 		wire.AppendMetadata(b.Bytes()[:0], wire.Metadata{Topic: []byte(topic)})
-		if err := c.link.send(b, call{reply: q}); err != nil {
+		if err := c.link.send(b, call{query: q}); err != nil {
 			b.Release()
 			return err
 		}
@@ -262,7 +290,8 @@ func (c *Client) metadata(ctx context.Context, topic string) ([]wire.TopicInfo, 
 	case a := <-q:
 		return a.topics, a.err
 	case <-c.host.loop.Done():
-		return nil, ErrClosed
+		a := last(q, queried{err: ErrClosed})
+		return a.topics, a.err
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -282,5 +311,3 @@ func (q querying) response(_ *netpoll.Message, frame []byte) {
 }
 
 func (q querying) failed(e *wire.Error) { q <- queried{err: e} }
-
-func (q querying) acked(uint64) { q.failed(&errNotAFetch) }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,8 +25,9 @@ type CoreConfig struct {
 	Scheduler Scheduler
 	// MaxFrameBytes is the largest frame in either direction. Default 4 MiB.
 	MaxFrameBytes int
-	// MaxPendingBytes bounds the batches received and not yet stored; beyond it
-	// sessions are not read. Default 16 MiB.
+	// MaxPendingBytes bounds the batches received and not yet stored, each counted
+	// with 256 bytes besides its own; beyond it sessions are not read. Default
+	// 16 MiB.
 	MaxPendingBytes int
 	// MaxWaitingFetches bounds the fetches that wait for records, of all sessions
 	// together; one client may have 64 of them, a proxy all. Default 16,384.
@@ -73,6 +75,8 @@ type Core struct {
 	inFlight     int // topics with a group at their committer
 	closing      bool
 	committers   sync.WaitGroup
+	complained   time.Time // see complain
+	silenced     int
 	stats        coreCounters
 }
 
@@ -103,14 +107,25 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	if cfg.MaxFrameBytes < minFrameBytes {
-		return nil, fmt.Errorf("broker: frames of at most %d bytes: use at least %d", cfg.MaxFrameBytes, minFrameBytes)
+	if err := checkFrameBytes(cfg.MaxFrameBytes, cfg.Pool); err != nil {
+		return nil, err
 	}
 	c := &Core{cfg: cfg, log: cfg.Logger, topics: map[string]*topic{}}
 	for _, name := range cfg.Store.Topics() {
 		c.addTopic(name, cfg.Store.Topic(name))
 	}
 	return c, nil
+}
+
+// checkFrameBytes says whether frames of at most n bytes can be served from pool.
+func checkFrameBytes(n int, pool *hugepages.Pool) error {
+	switch {
+	case n < minFrameBytes:
+		return fmt.Errorf("broker: messages of at most %d bytes: use at least %d", n, minFrameBytes)
+	case n > pool.MaxBytes():
+		return fmt.Errorf("broker: messages of at most %d bytes, and the pool's largest buffer has %d: lower MaxMessageBytes, or enlarge the pool's arena", n, pool.MaxBytes())
+	}
+	return nil
 }
 
 func defaultTo(v *int, d int) {
@@ -205,7 +220,8 @@ func (c *Core) Settled() bool { return len(c.dirty) == 0 && c.inFlight == 0 && l
 
 // Close ends the committers. No method may be called any more, and Submit must
 // still work or refuse until Close returns; it waits for appends under way, and
-// is therefore called outside of the core's exclusion.
+// is therefore called outside of the core's exclusion. What was received and not
+// stored is dropped; nobody was told that it was.
 func (c *Core) Close() {
 	for _, t := range c.topics {
 		if t.groups != nil {
@@ -213,6 +229,20 @@ func (c *Core) Close() {
 		}
 	}
 	c.committers.Wait()
+	for _, t := range c.topics {
+		t.pending.release()
+	}
+}
+
+// complain logs an error, at most one a second: a failing disk fails often.
+func (c *Core) complain(msg string, args ...any) {
+	now := time.Now()
+	if now.Sub(c.complained) < time.Second {
+		c.silenced++
+		return
+	}
+	c.log.Error(msg, append(args, "silenced", c.silenced)...)
+	c.complained, c.silenced = now, 0
 }
 
 func (c *Core) hello() wire.Hello {
@@ -224,12 +254,25 @@ func (c *Core) memory() *hugepages.Pool { return c.cfg.Pool }
 
 func (c *Core) acknowledge(s *Session) { c.acked = append(c.acked, s) }
 
+func (c *Core) after(d time.Duration, fn func()) (stop func()) {
+	return c.cfg.Scheduler.After(d, fn)
+}
+
+// crowded says that answers hold half of the pool. The other half is for
+// requests and acknowledgements, so that slow consumers do not stop producers.
+func (c *Core) crowded() bool {
+	return c.cfg.Pool.Usage(hugepages.Send).Bytes > c.cfg.Pool.Arena().Report().Bytes/2
+}
+
 // closed forgets a session's waiting fetches. Its produces stay: they are stored,
 // and nobody is told.
 func (c *Core) closed(s *Session) {
 	for len(s.waiters) > 0 {
 		w := s.waiters[0]
 		w.topic.remove(w)
+	}
+	if s.blocked {
+		c.blocked = slices.DeleteFunc(c.blocked, func(b *Session) bool { return b == s })
 	}
 	c.stats.sessions.Add(-1)
 }

@@ -3,6 +3,8 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/millrace/millrace/broker/seglog"
 	"github.com/millrace/millrace/broker/wire"
@@ -18,6 +20,8 @@ type forwarder struct {
 	acked   []*Session // have acknowledgements to send
 	blocked []*Session // have requests that the link did not take
 	spare   []*forwardedProduce
+
+	spareBlocked []*Session // the other array of two for blocked
 
 	producing int // produces without an answer
 	closing   bool
@@ -40,6 +44,16 @@ func (f *forwarder) memory() *hugepages.Pool { return f.link.pool }
 
 func (f *forwarder) later(fn func()) { f.link.loop.After(retryAfter, fn) }
 
+func (f *forwarder) after(d time.Duration, fn func()) (stop func()) {
+	return loopScheduler{f.link.loop}.After(d, fn)
+}
+
+// crowded: see Core.crowded.
+func (f *forwarder) crowded() bool {
+	p := f.link.pool
+	return p.Usage(hugepages.Send).Bytes > p.Arena().Report().Bytes/2
+}
+
 func (f *forwarder) acknowledge(s *Session) { f.acked = append(f.acked, s) }
 
 // cycleEnd sends what the burst of requests filled, and its acknowledgements.
@@ -55,17 +69,28 @@ func (f *forwarder) cycleEnd(now int64) (deadline int64) {
 
 // room takes up the requests that the link refused before.
 func (f *forwarder) room() {
+	if len(f.blocked) == 0 {
+		return
+	}
 	sessions := f.blocked
-	f.blocked = nil
+	f.blocked, f.spareBlocked = f.spareBlocked[:0], nil
 	for _, s := range sessions {
 		s.blocked = false
-		s.replay()
 	}
+	for i, s := range sessions {
+		sessions[i] = nil
+		s.replay() // or it is blocked anew, or was closed
+	}
+	f.spareBlocked = sessions
 }
 
 func (f *forwarder) writable(*Session) {}
 
-func (f *forwarder) closed(*Session) {}
+func (f *forwarder) closed(s *Session) {
+	if s.blocked {
+		f.blocked = slices.DeleteFunc(f.blocked, func(b *Session) bool { return b == s })
+	}
+}
 
 // block keeps s until there is room on the link.
 func (f *forwarder) block(s *Session) bool {
@@ -82,6 +107,8 @@ func (f *forwarder) taken(s *Session, correlation uint32, err error) bool {
 	switch {
 	case err == nil:
 		return true
+	case errors.Is(err, hugepages.ErrExhausted):
+		return s.starve(correlation)
 	case busy(err):
 		return f.block(s)
 	}
@@ -101,7 +128,7 @@ func asWireError(err error) *wire.Error {
 func (f *forwarder) request(s *Session, kind wire.Kind, m *netpoll.Message, frame []byte) bool {
 	switch kind {
 	case wire.KindProduce:
-		return f.produce(s, frame)
+		return f.produce(s, m, frame)
 	case wire.KindFetch:
 		return f.fetch(s, frame)
 	default:
@@ -109,7 +136,7 @@ func (f *forwarder) request(s *Session, kind wire.Kind, m *netpoll.Message, fram
 	}
 }
 
-func (f *forwarder) produce(s *Session, frame []byte) bool {
+func (f *forwarder) produce(s *Session, m *netpoll.Message, frame []byte) bool {
 	p, err := wire.ParseProduce(frame)
 	if err != nil {
 		s.violation(0, wire.BadRequest, err.Error())
@@ -123,7 +150,11 @@ func (f *forwarder) produce(s *Session, frame []byte) bool {
 		s.refuse(p.Correlation, &wire.Error{Code: wire.InvalidTopic, Text: err.Error()})
 		return true
 	}
-	batch, err := serialize.Open(p.Batch)
+	open := serialize.Open
+	if s.verified {
+		open = serialize.OpenTrusted
+	}
+	batch, err := open(p.Batch)
 	if err == nil && len(batch.Bytes()) != len(p.Batch) {
 		err = fmt.Errorf("%d bytes follow the batch", len(p.Batch)-len(batch.Bytes()))
 	}
@@ -139,8 +170,9 @@ func (f *forwarder) produce(s *Session, frame []byte) bool {
 	}
 	// Before the append, because an answer may come from within it.
 	c := f.begin(s, p.Correlation, batch.Len())
-	if err := la.appendBatch(&batch, c); err != nil {
+	if err := la.appendBatch(m, &batch, c); err != nil {
 		f.end(c)
+		s.verified = busy(err) // it is tried again
 		return f.taken(s, p.Correlation, err)
 	}
 	return true
@@ -209,8 +241,6 @@ func (c *forwardedProduce) failed(e *wire.Error) {
 	c.f.end(c)
 }
 
-func (c *forwardedProduce) response(*netpoll.Message, []byte) { c.failed(&errNotAnAck) }
-
 func (f *forwarder) fetch(s *Session, frame []byte) bool {
 	r, err := wire.ParseFetch(frame)
 	if err != nil {
@@ -228,18 +258,26 @@ func (f *forwarder) fetch(s *Session, frame []byte) bool {
 	}
 	b, err := f.link.pool.Get(wire.FetchBytes(len(r.Topic)), hugepages.Send)
 	if err != nil {
-		s.block()
-		return false
+		return f.taken(s, r.Correlation, err)
 	}
-	correlation := r.Correlation
 	// The client may take less than this proxy does.
 	r.MaxBytes = min(r.MaxBytes, uint32(s.maxFrame-wire.FetchResponseHeaderBytes))
+	r.WaitMillis = min(r.WaitMillis, maxForwardedWaitMillis)
 	wire.AppendFetch(b.Bytes()[:0], r)
-	if err := f.link.send(b, call{reply: &forwardedQuery{f, s, correlation}}); err != nil {
+	return f.ask(b, &forwardedQuery{f, s, r.Correlation, &s.fetches})
+}
+
+// maxForwardedWaitMillis bounds how long a fetch waits at the broker after its
+// client has gone; a client is answered without records and asks again.
+const maxForwardedWaitMillis = 5000
+
+// ask sends a question on.
+func (f *forwarder) ask(b *hugepages.Buf, q *forwardedQuery) bool {
+	if err := f.link.send(b, call{query: q}); err != nil {
 		b.Release()
-		return f.taken(s, correlation, err)
+		return f.taken(q.session, q.correlation, err)
 	}
-	s.fetches++
+	*q.count++
 	return true
 }
 
@@ -249,36 +287,40 @@ func (f *forwarder) metadata(s *Session, frame []byte) bool {
 		s.violation(0, wire.BadRequest, err.Error())
 		return true
 	}
-	if s.fetches >= maxClientFetches {
-		s.refuse(r.Correlation, &wire.Error{Code: wire.TooManyRequests, A: maxClientFetches, Text: "too many requests wait already"})
+	if s.queries >= maxClientQueries {
+		s.refuse(r.Correlation, &wire.Error{Code: wire.TooManyRequests, A: maxClientQueries,
+			Text: fmt.Sprintf("%d metadata requests are without an answer: have fewer at a time", maxClientQueries)})
 		return true
 	}
 	b, err := f.link.pool.Get(wire.MetadataBytes(len(r.Topic)), hugepages.Send)
 	if err != nil {
-		s.block()
-		return false
-	}
-	wire.AppendMetadata(b.Bytes()[:0], r)
-	if err := f.link.send(b, call{reply: &forwardedQuery{f, s, r.Correlation}}); err != nil {
-		b.Release()
 		return f.taken(s, r.Correlation, err)
 	}
-	s.fetches++
-	return true
+	wire.AppendMetadata(b.Bytes()[:0], r)
+	return f.ask(b, &forwardedQuery{f, s, r.Correlation, &s.queries})
 }
+
+// maxClientQueries bounds the metadata requests of a client at the broker.
+const maxClientQueries = 16
 
 // forwardedQuery is a Fetch or Metadata on its way.
 type forwardedQuery struct {
 	f           *forwarder
 	session     *Session
 	correlation uint32
+	count       *int // of the session, where it is counted
 }
 
 // response passes the answer on. It is copied: it may share its buffer with
-// others and has no room for this side's headers.
+// others and has no room for this side's headers. What the client does not take
+// fast enough is dropped, since it would fill the memory of all.
 func (q *forwardedQuery) response(_ *netpoll.Message, frame []byte) {
-	q.session.fetches--
+	*q.count--
 	if q.session.isClosed {
+		return
+	}
+	if q.session.congested() || q.f.crowded() {
+		q.session.refuse(q.correlation, errNotTaken)
 		return
 	}
 	if len(frame) > q.session.maxFrame {
@@ -297,11 +339,9 @@ func (q *forwardedQuery) response(_ *netpoll.Message, frame []byte) {
 	q.session.send(b)
 }
 
-func (q *forwardedQuery) failed(e *wire.Error) {
-	q.session.fetches--
-	q.session.refuse(q.correlation, e)
-}
+var errNotTaken = &wire.Error{Code: wire.TooManyRequests, Text: "this client, or others, do not take their answers as fast as they ask: ask again in a while"}
 
-func (q *forwardedQuery) acked(uint64) {
-	q.failed(&wire.Error{Code: wire.BadRequest, Text: "the broker acknowledged what was no Produce"})
+func (q *forwardedQuery) failed(e *wire.Error) {
+	*q.count--
+	q.session.refuse(q.correlation, e)
 }

@@ -3,6 +3,8 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"unsafe"
 
 	"github.com/millrace/millrace/batcher"
 	"github.com/millrace/millrace/broker/wire"
@@ -43,14 +45,18 @@ func (l *link) lane(topic string) (*lane, error) {
 	}
 	la.batcher = b
 	l.lanes[topic] = la
+	l.order = append(l.order, la)
 	return la, nil
 }
 
+// dropIdleLane drops the oldest lane that nobody uses.
 func (l *link) dropIdleLane() {
-	for name, la := range l.lanes {
-		if la.inbox == nil && la.batcher.Pending() == 0 {
+	for i, la := range l.order {
+		if (la.inbox == nil || la.inbox.Producers() == 0) && la.batcher.Pending() == 0 {
 			la.batcher.Close(0)
-			delete(l.lanes, name)
+			delete(l.lanes, la.topic)
+			l.order = slices.Delete(l.order, i, i+1)
+			l.roomLater() // it may have owed that to somebody
 			return
 		}
 	}
@@ -124,43 +130,50 @@ func (la *lane) append(r *serialize.Record, done batcher.Completion) error {
 	if !errors.Is(err, serialize.ErrRecordTooLarge) {
 		return err
 	}
-	bytes := serialize.HeaderBytes + len(r.Key) + len(r.Value) + len(r.Headers) + 32
-	if bytes > int(l.peer.MaxFrameBytes)-frameOverhead {
-		return fmt.Errorf("%w (it makes a batch of %d bytes, %s takes %d)", ErrValueTooLarge, bytes, l.url, int(l.peer.MaxFrameBytes)-frameOverhead)
+	payload := len(r.Key) + len(r.Value) + len(r.Headers)
+	bytes := serialize.HeaderBytes + payload + singleRowBytes
+	if limit := l.maxBatch(); bytes > limit {
+		return fmt.Errorf("%w (it makes a batch of %d bytes, the way to %s takes %d)", ErrValueTooLarge, bytes, l.url, limit)
 	}
-	if !la.batcher.Seal() {
-		return batcher.ErrFull
-	}
+	return la.batcher.Put(payload, done, func() (*hugepages.Buf, error) { return l.buildSingle(r, bytes) })
+}
+
+// singleRowBytes is what the columns of one record take at their widest, 21 bytes,
+// and some.
+const singleRowBytes = 32
+
+// buildSingle makes a batch of one record, at most bytes long.
+func (l *link) buildSingle(r *serialize.Record, bytes int) (*hugepages.Buf, error) {
 	if l.single == nil {
+		var err error
 		if l.single, err = serialize.NewBuilder(1); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	b, err := la.frame(bytes)
+	b, err := l.pool.Get(bytes, hugepages.Batch)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	head := wire.ProduceHeaderBytes(la.topic)
-	l.single.Reset(b.Bytes()[head:])
+	l.single.Reset(b.Bytes())
 	if err := l.single.Append(r); err != nil {
 		b.Release()
-		return err
+		return nil, err
 	}
-	b.Resize(head + len(l.single.Finish()))
-	return la.straight(b, &single{done})
+	b.Resize(len(l.single.Finish()))
+	return b, nil
 }
 
 // batchReply is told what became of a batch: of each record of an aggregated one
-// as a batcher.Completer, else of the whole as a replier.
+// as a batcher.Completer, else of the whole.
 type batchReply interface {
 	batcher.Completer
-	replier
+	produceReply
 }
 
-// appendBatch takes a whole batch, whose records get successive offsets. A small
-// one joins the open batch, record by record; a larger one goes as it is. Errors
-// as append's.
-func (la *lane) appendBatch(batch *serialize.Batch, reply batchReply) error {
+// appendBatch takes the batch of a Produce, whose frame is the message m; its
+// records get successive offsets. A small one joins the open batch, record by
+// record; a larger one goes as it is. Errors as append's.
+func (la *lane) appendBatch(m *netpoll.Message, batch *serialize.Batch, reply batchReply) error {
 	l := la.link
 	if l.state != linkUp {
 		return l.unreachable()
@@ -169,64 +182,66 @@ func (la *lane) appendBatch(batch *serialize.Batch, reply batchReply) error {
 	if len(batch.Bytes()) <= l.batch.MaxBatchBytes/passShare {
 		err := la.batcher.Reserve(batch.Len(), batch.PayloadBytes())
 		if err == nil {
-			return la.appendRecords(batch, batcher.Completion{To: reply})
+			la.appendRecords(batch, reply)
+			return nil
 		}
 		if !errors.Is(err, serialize.ErrRecordTooLarge) {
 			return err
 		}
 	}
-	if n, limit := len(batch.Bytes()), int(l.peer.MaxFrameBytes)-frameOverhead; n > limit {
+	if n, limit := len(batch.Bytes()), l.maxBatch(); n > limit {
 		return tooLarge(n, limit)
 	}
 	if !la.batcher.Seal() {
 		return batcher.ErrFull
 	}
-	b, err := la.frame(len(batch.Bytes()))
+	return l.pass(m, call{produce: reply, sentAt: l.loop.Clock()})
+}
+
+// pass sends a received request on. One that has a buffer to itself goes in it;
+// others are copied.
+func (l *link) pass(m *netpoll.Message, c call) error {
+	frame := m.Data
+	if b := m.Buf; b.Refs() == 1 && b.Headroom() >= minBackendHeadroom && b.Len() == len(frame) && unsafe.SliceData(b.Bytes()) == unsafe.SliceData(frame) {
+		h, err := wire.ParseHeader(frame)
+		if err != nil {
+			return err
+		}
+		if err := l.send(b.Retain(), c); err != nil {
+			b.Release()
+			wire.SetCorrelation(frame, h.Correlation) // it may be tried again
+			return err
+		}
+		return nil
+	}
+	b, err := l.pool.Get(len(frame), hugepages.Send)
 	if err != nil {
 		return err
 	}
-	copy(b.Bytes()[wire.ProduceHeaderBytes(la.topic):], batch.Bytes())
-	return la.straight(b, reply)
+	copy(b.Bytes(), frame)
+	if err := l.send(b, c); err != nil {
+		b.Release()
+		return err
+	}
+	return nil
 }
 
 // passShare: a batch of at least 1/4 of the size at which ours close gains
 // nothing from being taken apart.
 const passShare = 4
 
-func (la *lane) appendRecords(batch *serialize.Batch, done batcher.Completion) error {
+// appendRecords appends what was reserved.
+func (la *lane) appendRecords(batch *serialize.Batch, reply batchReply) {
+	done := batcher.Completion{To: reply}
 	for cursor := batch.Cursor(); cursor.Next(); {
 		r := cursor.Record()
 		if err := la.batcher.Append(&r, done); err != nil {
-			return fmt.Errorf("broker: a reserved record was refused: %w", err)
+			// Reserve promised that this cannot be. What was appended will be answered.
+			err = fmt.Errorf("broker: a reserved record was refused: %w", err)
+			for i := cursor.Index(); i < batch.Len(); i++ {
+				reply.Complete(0, serialize.NoOffset, err)
+			}
+			return
 		}
 	}
-	return nil
 }
-
-// frame is a Produce with room for a batch of n bytes.
-func (la *lane) frame(n int) (*hugepages.Buf, error) {
-	b, err := la.link.pool.Get(wire.ProduceHeaderBytes(la.topic)+n, hugepages.Send)
-	if err != nil {
-		la.link.loop.After(retryAfter, la.link.room)
-		return nil, err
-	}
-	wire.AppendProduceHeader(b.Bytes()[:0], 0, la.topic)
-	return b, nil
-}
-
-func (la *lane) straight(b *hugepages.Buf, reply replier) error {
-	err := la.link.send(b, call{reply: reply})
-	if err != nil {
-		b.Release()
-	}
-	return err
-}
-
-// single is a record that went straight.
-type single struct{ done batcher.Completion }
-
-func (s *single) acked(base uint64)                 { s.done.To.Complete(s.done.Token, int64(base), nil) }
-func (s *single) failed(e *wire.Error)              { s.done.To.Complete(s.done.Token, serialize.NoOffset, e) }
-func (s *single) response(*netpoll.Message, []byte) { s.failed(&errNotAnAck) }
-
-var errNotAnAck = wire.Error{Code: wire.OutcomeUnknown, Text: "the answer to a Produce was of another kind"}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -33,11 +34,14 @@ type link struct {
 	peer     wire.Hello // once up
 	why      error      // of the last loss
 	calls    slab[call]
+	full     bool // a request found no room in calls
 	lanes    map[string]*lane
-	touched  bool // a batcher was called since the last flush
-	roomOwed bool // see roomLater
-	attempts int  // to connect, in vain, since it was up
+	order    []*lane // the same, oldest first
+	touched  bool    // a batcher was called since the last flush
+	roomOwed bool    // see roomLater
+	attempts int     // to connect, in vain, since it was up
 	deferred []netpoll.Message
+	starved  time.Time // since when deferred waits for memory
 	backoff  time.Duration
 	timer    *netpoll.Timer // greeting or reconnecting
 	single   *serialize.Builder
@@ -71,20 +75,25 @@ const (
 
 // call is a request without an answer.
 type call struct {
-	lane   *lane // a batch of its batcher
-	batch  uint64
-	reply  replier // anything else
-	sentAt int64   // Loop.Clock; batches only
+	lane    *lane // a batch of its batcher
+	batch   uint64
+	produce produceReply // a batch that was passed on
+	query   queryReply   // a Fetch or Metadata
+	sentAt  int64        // Loop.Clock; of batches
 }
 
-// replier takes the answer to a request, on the loop's goroutine; exactly one of
-// its methods is called, once.
-type replier interface {
+// produceReply and queryReply take the answer to a request, on the loop's
+// goroutine; exactly one of their methods is called, once.
+type produceReply interface {
 	// acked: the batch was stored from base on.
 	acked(base uint64)
+	// failed: refused, or lost.
+	failed(err *wire.Error)
+}
+
+type queryReply interface {
 	// response is a FetchResponse or MetadataResponse; the lease is the link's.
 	response(m *netpoll.Message, frame []byte)
-	// failed: refused (a *wire.Error), or lost.
 	failed(err *wire.Error)
 }
 
@@ -100,8 +109,8 @@ type linkConfig struct {
 // newLink makes a link of h's loop that is not dialed yet.
 func newLink(h *host, c linkConfig) (*link, error) {
 	l := &link{loop: h.loop, pool: h.pool, url: c.url, role: c.role, maxFrame: c.maxFrame, batch: c.batch, log: c.log, lanes: map[string]*lane{}}
-	if c.maxFrame < minFrameBytes {
-		return nil, fmt.Errorf("broker: messages of at most %d bytes: use at least %d", c.maxFrame, minFrameBytes)
+	if err := checkFrameBytes(c.maxFrame, h.pool); err != nil {
+		return nil, err
 	}
 	defaultTo(&l.batch.MaxBatchBytes, min(defaultBatchBytes, c.maxFrame-frameOverhead))
 	if l.batch.MaxBatchBytes > c.maxFrame-frameOverhead {
@@ -144,12 +153,12 @@ func (h linkHandler) OnOpen(c *netpoll.Conn) { h.l.opened(c) }
 
 func (h linkHandler) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
 	for i := range ms {
-		if h.l.conn == c {
+		if h.l.conn == c && h.l.state != linkClosed {
 			h.l.message(&ms[i])
 		}
 	}
 	if h.l.conn == c {
-		h.l.room()
+		h.l.answersTaken()
 	}
 }
 
@@ -197,10 +206,21 @@ func (l *link) message(m *netpoll.Message) {
 	if len(l.deferred) > 0 || !l.handle(m) {
 		l.deferred = append(l.deferred, m.Retain())
 		if len(l.deferred) == 1 {
+			l.starved = time.Now()
 			l.conn.PauseReading()
 			l.retryDeferred(l.conn)
 		}
 	}
+}
+
+// answersTaken goes on with what waited for answers.
+func (l *link) answersTaken() {
+	if l.full && l.calls.used < maxSlab/2 {
+		l.full = false
+		l.writable()
+		return
+	}
+	l.room()
 }
 
 // retryDeferred takes up the messages for which the pool had no room.
@@ -212,6 +232,11 @@ func (l *link) retryDeferred(c *netpoll.Conn) {
 		for len(l.deferred) > 0 {
 			m := &l.deferred[0]
 			if !l.handle(m) {
+				// What it and others like it hold may be all there is.
+				if time.Since(l.starved) > memoryPatience {
+					c.Close(fmt.Errorf("there was no memory for an answer for %v: use a larger pool", memoryPatience))
+					return
+				}
 				l.retryDeferred(c)
 				return
 			}
@@ -220,10 +245,11 @@ func (l *link) retryDeferred(c *netpoll.Conn) {
 			}
 			m.Release()
 			l.deferred = l.deferred[1:]
+			l.starved = time.Now()
 		}
 		l.deferred = nil
 		c.ResumeReading()
-		l.room()
+		l.answersTaken()
 	})
 }
 
@@ -297,14 +323,12 @@ func (l *link) answered(m *netpoll.Message, frame []byte) error {
 		c.fail(l, e)
 		return nil
 	case wire.KindFetchResponse, wire.KindMetadataResponse:
-		c, ok := l.calls.take(h.Correlation)
-		if !ok || c.reply == nil {
-			if ok { // or its records would end as if they had not been sent
-				c.fail(l, &errNotAnAck)
-			}
+		// A Produce answered so stays a call, and ends with the connection.
+		if c := l.calls.at(h.Correlation); c == nil || c.query == nil {
 			return fmt.Errorf("%w: a %v that nobody asked for", wire.ErrFrame, h.Kind)
 		}
-		c.reply.response(m, frame)
+		c, _ := l.calls.take(h.Correlation)
+		c.query.response(m, frame)
 		return nil
 	}
 	return fmt.Errorf("%w: a %v was not expected", wire.ErrFrame, h.Kind)
@@ -317,34 +341,39 @@ func (l *link) acked(frame []byte) error {
 	}
 	for i := range acks.Len() {
 		a := acks.At(i)
-		c, ok := l.calls.take(a.Correlation)
-		switch {
-		case !ok:
-			return fmt.Errorf("%w: an acknowledgement of a request that was not made", wire.ErrFrame)
-		case c.lane == nil:
-			c.reply.acked(a.Base)
-		default:
-			if l.onSendRT != nil {
-				l.onSendRT(l.loop.Clock() - c.sentAt)
-			}
-			l.touched = true
-			if err := c.lane.batcher.Done(c.batch, int64(a.Base), nil); err != nil {
-				return err
-			}
+		switch c := l.calls.at(a.Correlation); {
+		case c == nil || c.query != nil:
+			return fmt.Errorf("%w: an acknowledgement of a Produce that was not made, or was answered before", wire.ErrFrame)
+		case a.Base > math.MaxInt64-serialize.MaxRecords:
+			return fmt.Errorf("%w: an acknowledgement with the offset %d", wire.ErrFrame, a.Base)
 		}
+		c, _ := l.calls.take(a.Correlation)
+		if l.onSendRT != nil {
+			l.onSendRT(l.loop.Clock() - c.sentAt)
+		}
+		if c.lane == nil {
+			c.produce.acked(a.Base)
+			continue
+		}
+		l.touched = true
+		// Batches that Fail gave up are no news.
+		_ = c.lane.batcher.Done(c.batch, int64(a.Base), nil)
 	}
 	return nil
 }
 
 // fail ends a call.
 func (c *call) fail(l *link, e *wire.Error) {
-	if c.lane == nil {
-		c.reply.failed(e)
-		return
+	switch {
+	case c.query != nil:
+		c.query.failed(e)
+	case c.produce != nil:
+		c.produce.failed(e)
+	default:
+		l.touched = true
+		// Batches that Fail gave up are no news.
+		_ = c.lane.batcher.Done(c.batch, serialize.NoOffset, e)
 	}
-	l.touched = true
-	// Batches that Fail gave up are no news.
-	_ = c.lane.batcher.Done(c.batch, serialize.NoOffset, e)
 }
 
 // down ends every call after the connection was lost or could not be had, and
@@ -364,10 +393,9 @@ func (l *link) down(err error) {
 	}
 	l.state, l.why = linkDown, err
 	l.attempts++
-	lost := &wire.Error{Code: wire.OutcomeUnknown, Text: fmt.Sprintf(
-		"the connection to %s was lost before the answer came (%v): whether it was stored is unknown; look before sending again", l.url, err)}
-	l.calls.takeAll(func(c call) { c.fail(l, lost) })
-	for _, la := range l.lanes {
+	l.full = false
+	l.failCalls(fmt.Sprintf("the connection to %s was lost before the answer came (%v)", l.url, err))
+	for _, la := range l.order {
 		la.batcher.Fail(l.unreachable())
 		la.batcher.Writable()
 	}
@@ -376,6 +404,19 @@ func (l *link) down(err error) {
 	wait := l.backoff - time.Duration(rand.Int64N(int64(l.backoff)/4))
 	l.timer = l.loop.After(wait, l.dial)
 	l.onDown(err)
+}
+
+// failCalls ends all requests without an answer.
+func (l *link) failCalls(why string) {
+	lost := &wire.Error{Code: wire.OutcomeUnknown, Text: why + ": whether it was stored is unknown; look before sending again"}
+	unread := unreachable(why)
+	l.calls.takeAll(func(c call) {
+		if c.query != nil {
+			c.fail(l, unread)
+		} else {
+			c.fail(l, lost)
+		}
+	})
 }
 
 // unreachable is the refusal while there is no connection.
@@ -387,7 +428,7 @@ func (l *link) unreachable() *wire.Error {
 	return unreachable(text + "; nothing was sent")
 }
 
-// close ends the link for good; calls end with OutcomeUnknown or ErrClosed.
+// close ends the link for good; calls end as those of a lost connection do.
 func (l *link) close() {
 	if l.state == linkClosed {
 		return
@@ -396,9 +437,9 @@ func (l *link) close() {
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	e := &wire.Error{Code: wire.OutcomeUnknown, Text: "closed before the answer came"}
-	l.calls.takeAll(func(c call) { c.fail(l, e) })
-	for _, la := range l.lanes {
+	l.failCalls("closed before the answer came")
+	for _, la := range l.order {
+		la.batcher.Close(0) // so that it takes no buffer any more
 		la.batcher.Fail(unreachable("closed; nothing was sent"))
 	}
 	if c := l.conn; c != nil {
@@ -415,6 +456,7 @@ func (l *link) send(b *hugepages.Buf, c call) error {
 	}
 	key, ok := l.calls.put(c)
 	if !ok {
+		l.full = true
 		return netpoll.ErrBackpressure
 	}
 	wire.SetCorrelation(b.Bytes(), key)
@@ -431,7 +473,7 @@ func (l *link) send(b *hugepages.Buf, c call) error {
 
 // writable says that the connection's queue has room again.
 func (l *link) writable() {
-	for _, la := range l.lanes {
+	for _, la := range l.order {
 		la.batcher.Writable()
 	}
 	l.touched = true
@@ -452,7 +494,7 @@ func (l *link) flush(now int64) {
 		}
 	}
 	l.touched = false
-	for _, la := range l.lanes {
+	for _, la := range l.order {
 		la.batcher.Flush(now)
 	}
 }
@@ -460,7 +502,7 @@ func (l *link) flush(now int64) {
 // deadline is when flush must run though nothing happened; 0: not at all.
 func (l *link) deadline() int64 {
 	var next int64
-	for _, la := range l.lanes {
+	for _, la := range l.order {
 		if at := la.batcher.NextDeadline(); at != 0 && (next == 0 || at < next) {
 			next = at
 		}
@@ -468,12 +510,7 @@ func (l *link) deadline() int64 {
 	return next
 }
 
-// idle says that nothing waits to be sent or answered.
-func (l *link) idle() bool {
-	for _, la := range l.lanes {
-		if la.batcher.Pending() > 0 {
-			return false
-		}
-	}
-	return l.calls.used == 0
+// maxBatch is the largest batch that the link takes.
+func (l *link) maxBatch() int {
+	return int(min(uint32(l.maxFrame), l.peer.MaxFrameBytes)) - frameOverhead
 }

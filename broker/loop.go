@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/millrace/millrace/hugepages"
@@ -24,7 +25,17 @@ func (p connPeer) SetReading(on bool) {
 	}
 }
 
-func (p connPeer) Close(error) { p.Drain(p.Loop().Now() + int64(closeGrace)) }
+// Close says why, because the peer is to blame and may not tell.
+func (p connPeer) Close(reason error) {
+	p.Loop().Logger().Warn("connection ended", "remote", p.RemoteAddr(), "reason", reason)
+	p.Drain(p.Loop().Now() + int64(closeGrace))
+}
+
+// Progress implements Progress.
+func (p connPeer) Progress() (queued int, sent uint64) {
+	queued = p.QueuedBytes()
+	return queued, p.Stats().SentBytes - uint64(queued)
+}
 
 // sessionHandler makes each connection a session.
 type sessionHandler struct{ open func(Peer) *Session }
@@ -73,6 +84,10 @@ type host struct {
 	pool     *hugepages.Pool
 	freePool func() error
 	ran      chan error
+
+	mu      sync.Mutex
+	holds   int  // of memory; see hold
+	stopped bool // and memory is freed with the last hold
 }
 
 // newHost makes the loop and runs it. What o.Pool lacks is made.
@@ -93,8 +108,35 @@ func newHost(o netpoll.Options) (*host, error) {
 // stop drains the connections until ctx ends, waits for the loop and frees the
 // memory.
 func (h *host) stop(ctx context.Context) error {
-	err := h.loop.Shutdown(ctx)
-	return errors.Join(err, <-h.ran, h.freePool())
+	err := errors.Join(h.loop.Shutdown(ctx), <-h.ran)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = true
+	if h.holds > 0 {
+		return err
+	}
+	return errors.Join(err, h.freePool())
+}
+
+// hold keeps the memory until release, also beyond stop; false after stop.
+func (h *host) hold() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return false
+	}
+	h.holds++
+	return true
+}
+
+func (h *host) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.holds--; h.holds == 0 && h.stopped {
+		if err := h.freePool(); err != nil {
+			h.loop.Logger().Error("memory of a closed client is not freed", "err", err)
+		}
+	}
 }
 
 // settlePoll is how often a shutdown looks whether all is done.

@@ -64,7 +64,7 @@ func (c *Core) produce(s *Session, m *netpoll.Message, frame []byte) bool {
 			return c.reject(s, p.Correlation, refusal)
 		}
 	}
-	t.add(s, p.Correlation, p.Batch, batch.Len(), m.Retain())
+	t.add(s, p.Correlation, p.Batch, batch.Len(), m)
 	return true
 }
 
@@ -92,13 +92,12 @@ func (c *Core) fetch(s *Session, frame []byte) bool {
 	}
 	if len(s.waiters) >= limit || c.waiting >= c.cfg.MaxWaitingFetches {
 		return c.reject(s, f.Correlation, &wire.Error{Code: wire.TooManyRequests, A: uint64(limit),
-			Text: fmt.Sprintf("%d fetches wait already: have fewer at a time", min(limit, c.waiting))})
+			Text: fmt.Sprintf("%d fetches of this connection and %d in all wait already, the limits are %d and %d: have fewer at a time",
+				len(s.waiters), c.waiting, limit, c.cfg.MaxWaitingFetches)})
 	}
 	w := &waiter{session: s, topic: t, correlation: f.Correlation, offset: f.Offset,
 		maxBytes: max(0, min(int(f.MaxBytes), s.maxFrame-wire.FetchResponseHeaderBytes))}
-	t.waiters = append(t.waiters, w)
-	s.waiters = append(s.waiters, w)
-	c.waiting++
+	t.insert(w)
 	if t.serve(w) {
 		return true
 	}
@@ -122,7 +121,11 @@ func unknownTopic(name []byte) *wire.Error {
 // that does not take its answers is left waiting.
 func (t *topic) serve(w *waiter) bool {
 	s, c := w.session, t.core
-	if s.congested() {
+	if s.congested() || t.starved {
+		return false
+	}
+	if c.crowded() {
+		t.starve()
 		return false
 	}
 	span, err := t.log.Find(w.offset, w.maxBytes)
@@ -183,7 +186,7 @@ func (t *topic) starve() {
 
 // expire answers w, with records if there are any after all.
 func (t *topic) expire(w *waiter) {
-	if t.serve(w) {
+	if w.atTopic < 0 || t.serve(w) { // a timer may come too late to be stopped
 		return
 	}
 	t.remove(w)

@@ -72,15 +72,18 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	return newServer(cfg, seglog.Options{
+		Durability: cfg.Durability, SegmentBytes: cfg.SegmentBytes, MaxTopics: cfg.MaxTopics, Logger: cfg.Logger,
+	})
+}
+
+func newServer(cfg Config, logs seglog.Options) (*Server, error) {
 	s := &Server{cfg: cfg}
 	var err error
 	if s.pool, s.freePool, err = ownPool(cfg.Pool); err != nil {
 		return nil, err
 	}
-	s.store, err = seglog.Open(cfg.DataDir, seglog.Options{
-		Durability: cfg.Durability, SegmentBytes: cfg.SegmentBytes, MaxTopics: cfg.MaxTopics, Logger: cfg.Logger,
-	})
-	if err != nil {
+	if s.store, err = seglog.Open(cfg.DataDir, logs); err != nil {
 		return nil, errors.Join(err, s.freePool())
 	}
 	return s, nil

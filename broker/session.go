@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/millrace/millrace/broker/wire"
 	"github.com/millrace/millrace/hugepages"
@@ -23,11 +24,17 @@ type service interface {
 	acknowledge(s *Session)
 	// later runs fn in a while; memory may be back then.
 	later(fn func())
+	// after runs fn after d, unless the returned function was called before.
+	after(d time.Duration, fn func()) (stop func())
 	memory() *hugepages.Pool
 }
 
 // Session is the state of one client's connection. Like its service it is not
 // safe for concurrent use.
+//
+// What a session can hold is bounded: while it is congested, or a request waits,
+// it is not read and takes nothing up; then it owes the answers to what was
+// taken before, whose number its service bounds.
 type Session struct {
 	service  service
 	peer     Peer
@@ -39,18 +46,37 @@ type Session struct {
 	acks  []wire.Ack
 	acked bool // listed for sendAcks
 
-	out      []*hugepages.Buf  // answers that the peer's full queue refused, in order
-	deferred []netpoll.Message // requests that could not be taken yet, in order
-	waiters  []*waiter         // a Core's: fetches without an answer
-	fetches  int               // a Proxy's: the same, at the broker
+	out      []*hugepages.Buf        // answers that the peer's full queue refused, in order
+	owed     []func() *hugepages.Buf // answers that there was no memory for; behind out
+	deferred []netpoll.Message       // requests that could not be taken yet, in order
+	waiters  []*waiter               // a Core's: fetches without an answer
+	fetches  int                     // a Proxy's: the same, at the broker
+	queries  int                     // a Proxy's: metadata requests at the broker
 
-	// blocked: its service lists it for a replay.
+	// blocked: its service lists it for a replay, or later will do that.
 	blocked bool
 	reading bool
+	// Of the first deferred request: its batch was found whole; since when it waits
+	// for memory.
+	verified bool
+	starved  time.Time
+
+	unwatch func()
+	sent    uint64 // Progress when the watch began
 }
 
+const (
+	// stallTimeout is how long a peer may leave its answers unread.
+	stallTimeout = time.Minute
+	// memoryPatience is how long a request waits for memory before it is refused.
+	// What the waiting ones hold may be all there is.
+	memoryPatience = 5 * time.Second
+)
+
 func newSession(svc service, p Peer, maxFrame int) *Session {
-	return &Session{service: svc, peer: p, maxFrame: maxFrame, reading: true}
+	s := &Session{service: svc, peer: p, maxFrame: maxFrame, reading: true}
+	s.watch(greetTimeout)
+	return s
 }
 
 // Request takes one message from the connection. The lease stays the caller's;
@@ -59,10 +85,25 @@ func (s *Session) Request(m *netpoll.Message) {
 	if s.isClosed || s.ending {
 		return
 	}
-	if len(s.deferred) > 0 || !s.handle(m) {
-		s.deferred = append(s.deferred, m.Retain())
+	if len(s.deferred) > 0 || s.congested() || !s.handle(m) {
+		s.deferred = append(s.deferred, keep(m, s.service.memory()))
 		s.throttle()
 	}
+}
+
+// keepFrom is the size from which a buffer is not kept for the sake of a message
+// that fills less than a quarter of it: many small requests would hold all memory.
+const keepFrom = 1 << 10
+
+// keep extends the lease of m, or copies it if it holds much more than it needs.
+func keep(m *netpoll.Message, pool *hugepages.Pool) netpoll.Message {
+	if room := m.Buf.Cap(); len(m.Rest) == 0 && room >= keepFrom && len(m.Data) < room/4 {
+		if b, err := pool.Get(len(m.Data), hugepages.Receive); err == nil {
+			copy(b.Bytes(), m.Data)
+			return netpoll.Message{Segment: netpoll.Segment{Data: b.Bytes(), Buf: b}}
+		}
+	}
+	return m.Retain()
 }
 
 // handle carries out one message; false: not now.
@@ -70,8 +111,8 @@ func (s *Session) handle(m *netpoll.Message) bool {
 	frame, err := m.Contiguous(s.service.memory())
 	switch {
 	case errors.Is(err, hugepages.ErrExhausted):
-		s.block()
-		return false
+		h, _ := wire.ParseHeader(m.Data)
+		return s.starve(h.Correlation)
 	case err != nil:
 		s.violation(0, wire.TooLarge, err.Error())
 		return true
@@ -89,6 +130,23 @@ func (s *Session) handle(m *netpoll.Message) bool {
 	}
 	return true
 }
+
+// starve waits for memory with the request at hand, whose handling ends with
+// false; true: it waited too long, and was refused.
+func (s *Session) starve(correlation uint32) bool {
+	switch now := time.Now(); {
+	case s.starved.IsZero():
+		s.starved = now
+	case now.Sub(s.starved) > memoryPatience:
+		s.refuse(correlation, errNoMemory)
+		return true
+	}
+	s.block()
+	return false
+}
+
+var errNoMemory = &wire.Error{Code: wire.TooManyRequests, Text: fmt.Sprintf(
+	"there was no memory for the request for %v; nothing was done: try again in a while, or give this broker or proxy a larger pool", memoryPatience)}
 
 // block asks for a replay in a while.
 func (s *Session) block() {
@@ -122,7 +180,7 @@ func (s *Session) greet(h wire.Header, frame []byte) {
 		return
 	}
 	s.role = hello.Role
-	s.maxFrame = min(s.maxFrame, int(hello.MaxFrameBytes))
+	s.maxFrame = int(min(uint32(s.maxFrame), hello.MaxFrameBytes))
 	s.answer(func() *hugepages.Buf {
 		b, err := s.service.memory().Get(wire.HelloBytes, hugepages.Send)
 		if err == nil {
@@ -138,11 +196,31 @@ func (s *Session) answer(build func() *hugepages.Buf) {
 	if s.isClosed {
 		return
 	}
-	if b := build(); b != nil {
-		s.send(b)
-		return
+	if len(s.owed) == 0 {
+		if b := build(); b != nil {
+			s.send(b)
+			return
+		}
+		s.service.later(s.settle)
 	}
-	s.service.later(func() { s.answer(build) })
+	s.owed = append(s.owed, build)
+	s.throttle()
+}
+
+// settle sends the answers that there was no memory for.
+func (s *Session) settle() {
+	for len(s.owed) > 0 && !s.isClosed {
+		b := s.owed[0]()
+		if b == nil {
+			s.service.later(s.settle)
+			return
+		}
+		s.owed[0] = nil
+		s.owed = s.owed[1:]
+		s.send(b)
+	}
+	s.owed = nil
+	s.relieved()
 }
 
 // refuse answers a request with an error.
@@ -161,7 +239,8 @@ func (s *Session) refuse(correlation uint32, e *wire.Error) {
 	})
 }
 
-// violation answers a peer that breaks the protocol, and ends the connection.
+// violation answers a peer that breaks the protocol, and ends the connection,
+// possibly before it returns.
 func (s *Session) violation(correlation uint32, code wire.Code, text string) {
 	e := &wire.Error{Code: code, Text: text}
 	s.ending = true
@@ -205,6 +284,7 @@ func (s *Session) send(b *hugepages.Buf) {
 		b.Release()
 		return
 	}
+	s.watch(stallTimeout)
 	if len(s.out) == 0 {
 		err := s.peer.Send(b)
 		if err == nil {
@@ -219,8 +299,8 @@ func (s *Session) send(b *hugepages.Buf) {
 	s.throttle()
 }
 
-// congested says that the peer does not take what it asked for fast enough.
-func (s *Session) congested() bool { return len(s.out) > 0 }
+// congested says that answers wait, for the peer to take others or for memory.
+func (s *Session) congested() bool { return len(s.out) > 0 || len(s.owed) > 0 }
 
 // Writable says that the peer's send queue has room again.
 func (s *Session) Writable() {
@@ -236,6 +316,14 @@ func (s *Session) Writable() {
 		s.out = s.out[1:]
 	}
 	s.out = nil
+	s.relieved()
+}
+
+// relieved takes up what waited for the session not to be congested.
+func (s *Session) relieved() {
+	if s.isClosed || s.congested() {
+		return
+	}
 	s.service.writable(s)
 	s.replay()
 }
@@ -246,8 +334,12 @@ func (s *Session) replay() {
 		if s.blocked || s.congested() || !s.handle(&s.deferred[0]) {
 			return
 		}
+		if s.isClosed {
+			return // from within handle, and Close has released them
+		}
 		s.deferred[0].Release()
 		s.deferred = s.deferred[1:]
+		s.verified, s.starved = false, time.Time{}
 	}
 	if len(s.deferred) == 0 {
 		s.deferred = nil
@@ -258,10 +350,45 @@ func (s *Session) replay() {
 // throttle reads requests only while there is none deferred and the peer takes
 // its answers.
 func (s *Session) throttle() {
-	if on := len(s.deferred) == 0 && len(s.out) == 0; on != s.reading && !s.isClosed {
+	if on := len(s.deferred) == 0 && !s.congested(); on != s.reading && !s.isClosed {
 		s.reading = on
 		s.peer.SetReading(on)
 	}
+}
+
+// watch looks after d whether the peer has greeted and takes its answers.
+func (s *Session) watch(d time.Duration) {
+	if s.unwatch == nil {
+		_, s.sent = s.progress()
+		s.unwatch = s.service.after(d, s.look)
+	}
+}
+
+func (s *Session) look() {
+	s.unwatch = nil
+	if s.isClosed {
+		return
+	}
+	queued, sent := s.progress()
+	switch {
+	case s.ending: // the peer is closing it
+	case s.role == 0:
+		s.ending = true
+		s.peer.Close(fmt.Errorf("broker: no Hello within %v", greetTimeout))
+	case queued == 0:
+	case sent == s.sent:
+		s.ending = true
+		s.peer.Close(fmt.Errorf("broker: the peer took none of its answers for %v", stallTimeout))
+	default:
+		s.watch(stallTimeout)
+	}
+}
+
+func (s *Session) progress() (queued int, sent uint64) {
+	if p, ok := s.peer.(Progress); ok {
+		return p.Progress()
+	}
+	return 0, 0
 }
 
 // Close forgets the connection; requests under way are carried out, their
@@ -277,6 +404,9 @@ func (s *Session) Close() {
 	for i := range s.deferred {
 		s.deferred[i].Release()
 	}
-	s.out, s.deferred, s.acks = nil, nil, nil
+	s.out, s.owed, s.deferred, s.acks = nil, nil, nil, nil
+	if s.unwatch != nil {
+		s.unwatch()
+	}
 	s.service.closed(s)
 }

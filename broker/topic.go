@@ -3,7 +3,6 @@ package broker
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/millrace/millrace/broker/seglog"
@@ -54,6 +53,9 @@ type waiter struct {
 	offset      uint64
 	maxBytes    int
 	stop        func() // ends its timer
+
+	// Its places in the lists of its topic and session; -1 once answered.
+	atTopic, atSession int
 }
 
 func (c *Core) addTopic(name string, l *seglog.Log) *topic {
@@ -80,17 +82,25 @@ func (c *Core) createTopic(name []byte) (*topic, *wire.Error) {
 	case errors.Is(err, seglog.ErrFull):
 		return nil, &wire.Error{Code: wire.StorageFull, Text: err.Error()}
 	}
-	c.log.Error("topic cannot be made", "topic", string(name), "err", err)
+	c.complain("topic cannot be made", "topic", string(name), "err", err)
 	return nil, &wire.Error{Code: wire.StorageFailed, Text: err.Error()}
 }
 
-// add takes a checked batch; lease is the topic's from here on.
-func (t *topic) add(s *Session, correlation uint32, batch []byte, records int, lease netpoll.Message) {
+// add takes a checked batch, which is at the end of m.
+func (t *topic) add(s *Session, correlation uint32, batch []byte, records int, m *netpoll.Message) {
+	var lease netpoll.Message
+	if t.groups == nil {
+		lease = m.Retain() // until the end of the cycle
+	} else { // for as long as the disk takes
+		lease = keep(m, t.core.cfg.Pool)
+		batch = lease.Data[len(lease.Data)-len(batch):]
+	}
 	g := &t.pending
 	g.batches = append(g.batches, seglog.Batch{Payload: batch, Records: uint32(records)})
 	g.produces = append(g.produces, produce{s, correlation, uint32(records), lease})
-	g.bytes += len(batch)
-	t.core.pendingBytes += len(batch)
+	// Small ones are counted with what they hold besides.
+	g.bytes += len(batch) + frameOverhead
+	t.core.pendingBytes += len(batch) + frameOverhead
 	t.mark()
 }
 
@@ -189,36 +199,48 @@ func (g *group) release() {
 
 // refusal says to a producer why nothing was stored.
 func (t *topic) refusal(err error) *wire.Error {
-	t.core.log.Error("append failed", "topic", t.name, "err", err)
+	t.core.complain("append failed", "topic", t.name, "err", err)
 	if errors.Is(err, seglog.ErrFull) && !errors.Is(err, seglog.ErrFailed) {
 		return &wire.Error{Code: wire.StorageFull, Text: fmt.Sprintf("nothing was stored in topic %s: %v", t.name, err)}
 	}
 	return &wire.Error{Code: wire.StorageFailed, Text: fmt.Sprintf("topic %s: %v", t.name, err)}
 }
 
-// wake answers the fetches that waited for more records.
+// wake answers the fetches that waited for more records, as far as there is
+// memory.
 func (t *topic) wake() {
-	for i := 0; i < len(t.waiters); {
+	for i := 0; i < len(t.waiters) && !t.starved; {
 		if !t.serve(t.waiters[i]) {
 			i++
 		}
 	}
 }
 
+func (t *topic) insert(w *waiter) {
+	w.atTopic, w.atSession = len(t.waiters), len(w.session.waiters)
+	t.waiters = append(t.waiters, w)
+	w.session.waiters = append(w.session.waiters, w)
+	t.core.waiting++
+}
+
 // remove forgets a waiter.
 func (t *topic) remove(w *waiter) {
-	t.waiters = without(t.waiters, w)
-	w.session.waiters = without(w.session.waiters, w)
+	last := len(t.waiters) - 1
+	t.waiters[w.atTopic] = t.waiters[last]
+	t.waiters[w.atTopic].atTopic = w.atTopic
+	t.waiters[last] = nil
+	t.waiters = t.waiters[:last]
+
+	s := w.session
+	last = len(s.waiters) - 1
+	s.waiters[w.atSession] = s.waiters[last]
+	s.waiters[w.atSession].atSession = w.atSession
+	s.waiters[last] = nil
+	s.waiters = s.waiters[:last]
+
+	w.atTopic, w.atSession = -1, -1
 	t.core.waiting--
 	if w.stop != nil {
 		w.stop()
 	}
-}
-
-func without(list []*waiter, w *waiter) []*waiter {
-	i := slices.Index(list, w)
-	last := len(list) - 1
-	list[i] = list[last]
-	list[last] = nil
-	return list[:last]
 }

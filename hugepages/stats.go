@@ -58,6 +58,9 @@ func (p *Pool) Outstanding() int {
 	return n
 }
 
+// Usage is what the pool's Bufs taken for purpose hold. Any goroutine; cheap.
+func (p *Pool) Usage(purpose Purpose) Usage { return p.usage[purpose].snapshot() }
+
 func (p *Pool) purposes() (u [NumPurposes]Usage) {
 	for i := range u {
 		u[i] = p.usage[i].snapshot()
