@@ -3,7 +3,6 @@ package softroce
 import (
 	"bytes"
 	"math/rand/v2"
-	"net/netip"
 	"testing"
 	"time"
 
@@ -258,5 +257,3 @@ func (p *pair) run(t testing.TB, tr *traffic, limit time.Duration) {
 		}
 	}
 }
-
-func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
