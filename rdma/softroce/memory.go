@@ -39,7 +39,11 @@ type MemoryNet struct {
 	free    []uint32
 	transit transitHeap
 	lost    uint64
+	cuts    map[way]struct{} // ways that are cut
 }
+
+// way is one direction between two endpoints.
+type way struct{ from, to netip.AddrPort }
 
 // NewMemoryNet makes an empty net.
 func NewMemoryNet(seed uint64, f Faults) *MemoryNet {
@@ -54,7 +58,7 @@ func NewMemoryNet(seed uint64, f Faults) *MemoryNet {
 	}
 	n := &MemoryNet{
 		faults: f, rng: rand.New(rand.NewPCG(seed, 0)), links: make(map[netip.AddrPort]*memoryLink),
-		mem: make([]byte, f.Frames*f.MTU), free: make([]uint32, f.Frames),
+		mem: make([]byte, f.Frames*f.MTU), free: make([]uint32, f.Frames), cuts: make(map[way]struct{}),
 		exact: f.Loss == 0 && f.Duplicate == 0 && f.Corrupt == 0 && f.Reorder == 0 && f.Delay == 0,
 	}
 	for i := range n.free {
@@ -92,6 +96,21 @@ func (n *MemoryNet) Pair() (a, b Link) {
 	}
 }
 
+// Partition loses every packet between a and b, both ways, from now on and until
+// Heal. What is under way arrives.
+func (n *MemoryNet) Partition(a, b Link) {
+	n.Cut(a, b)
+	n.Cut(b, a)
+}
+
+// Cut is half of a Partition: packets of from do not reach to.
+func (n *MemoryNet) Cut(from, to Link) {
+	n.cuts[way{from.Attr().Local, to.Attr().Local}] = struct{}{}
+}
+
+// Heal ends all partitions and cuts.
+func (n *MemoryNet) Heal() { clear(n.cuts) }
+
 // Now is the virtual time in nanoseconds.
 func (n *MemoryNet) Now() int64 { return n.now }
 
@@ -112,7 +131,7 @@ func (n *MemoryNet) Advance(now int64) {
 	}
 }
 
-// Lost counts the packets lost to faults, full queues and unknown addresses.
+// Lost counts the packets lost to faults, cuts, full queues and unknown addresses.
 func (n *MemoryNet) Lost() uint64 { return n.lost }
 
 // FreeFrames counts the frames that nobody holds.
@@ -125,6 +144,11 @@ func (n *MemoryNet) frame(i uint32) []byte {
 func (n *MemoryNet) lose(i uint32) {
 	n.lost++
 	n.free = append(n.free, i)
+}
+
+func (n *MemoryNet) cut(from, to *memoryLink) bool {
+	_, ok := n.cuts[way{from.addr, to.addr}]
+	return ok
 }
 
 func (n *MemoryNet) deliver(to *memoryLink, p memoryPacket) {
@@ -244,7 +268,7 @@ func (l *memoryLink) Tx(frames []Frame) int {
 		f := &frames[i]
 		p := memoryPacket{index: uint32(f.Handle), n: f.Len, src: l.addr}
 		switch to := f.Path.Link.(*memoryLink); {
-		case to == nil:
+		case to == nil || len(n.cuts) > 0 && n.cut(l, to):
 			n.lose(p.index)
 		case n.exact:
 			n.deliver(to, p)
