@@ -79,7 +79,7 @@ func (el *EventLoop) newConn(d *device, remote string) (*conn, error) {
 		messages: make([]netpoll.Message, 0, d.receives), segments: make([]netpoll.Segment, 0, d.receives), leases: make([]lease, 0, d.receives),
 		creditBatch: max(1, (d.receives-controlReceives)/2),
 	}
-	c.qp, err = d.dev.CreateQP(QPConfig{SendCQ: group.cq, RecvCQ: group.cq, SendWRs: d.sendWRs, RecvWRs: d.receives})
+	c.qp, err = d.pd.CreateQP(QPConfig{SendCQ: group.cq, RecvCQ: group.cq, SendWRs: d.sendWRs, RecvWRs: d.receives})
 	if err != nil {
 		return nil, fmt.Errorf("rdma: %s: queue pair: %w", d.attr.Name, err)
 	}

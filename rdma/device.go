@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-
-	"github.com/millrace/millrace/hugepages"
 )
 
 // Device is one RDMA device: an RNIC or kernel Soft-RoCE through libibverbs, or
@@ -17,23 +15,24 @@ import (
 type Device interface {
 	// Attr describes the device.
 	Attr() DeviceAttr
-	// RegisterMR makes an arena's memory usable in work requests. It is called
-	// once per arena; the region lives until the device is closed.
-	RegisterMR(a *hugepages.Arena) (*MR, error)
+	// AllocPD makes a protection domain: memory, queue pairs and shared receive
+	// queues that may be used together.
+	AllocPD() (PD, error)
 	// CreateCQ makes a completion queue of at least depth entries.
 	CreateCQ(depth int) (CQ, error)
-	// CreateQP makes a queue pair in state INIT.
-	CreateQP(cfg QPConfig) (QP, error)
+	// PollEvents fills events with what happened outside of any completion queue, in
+	// order, and returns how many. Look after Progress, and before blocking on FD.
+	PollEvents(events []Event) int
 	// Progress drives a device that has no hardware or kernel behind it: it
 	// receives packets, answers them, retransmits, and transmits what was posted.
 	// It never blocks. work counts packets; deadline is the monotonic time in
 	// nanoseconds, on the clock of now, at which it must run again without a
 	// notification (0 = none). Hardware devices return 0, 0.
 	Progress(now int64) (work int, deadline int64)
-	// FD is readable, once Arm was called on the CQs, when Progress or CQ.Poll
-	// would find work; -1 if the device has no descriptor to block on.
+	// FD is readable, once Arm was called on the CQs, when Progress, CQ.Poll or
+	// PollEvents would find work; -1 if the device has no descriptor to block on.
 	FD() int
-	// Close destroys the device's queue pairs and frees it.
+	// Close destroys everything made from the device and frees it.
 	Close() error
 }
 
@@ -47,159 +46,57 @@ type DeviceAttr struct {
 	MaxMsg    int    // largest message, bytes
 	MaxInline int    // largest inline payload, bytes; 0 if none
 	MaxQPWR   int    // deepest send or receive queue
+
+	Caps            Capability
+	MaxSRQWR        int // deepest shared receive queue; 0 without CapSRQ
+	MaxRdAtomic     int // READs and atomics that a queue pair may have under way; 0 without CapRead
+	MaxDestRdAtomic int // READs and atomics that a queue pair may accept at once; 0 without CapRead
 }
 
-// MR is a registered memory region.
-type MR struct {
-	Arena *hugepages.Arena
-	LKey  uint32
-	RKey  uint32
-}
-
-// Opcode of a send work request.
-type Opcode uint8
+// Capability is a set of what only some devices can do. SEND, receive and
+// completions need none.
+type Capability uint16
 
 const (
-	OpSend    Opcode = iota // a message
-	OpSendImm               // a message, and 32 bits beside it
+	CapWrite  Capability = 1 << iota // WRITE and WRITE_WITH_IMM, both ways
+	CapRead                          // READ, both ways
+	CapAtomic                        // COMPARE_SWAP and FETCH_ADD, both ways, atomic among all operations through this device
+	CapSRQ                           // shared receive queues, with limit event
 )
 
-// String names the operation as the IBTA specification does.
-func (o Opcode) String() string {
-	switch o {
-	case OpSend:
-		return "SEND"
-	case OpSendImm:
-		return "SEND_WITH_IMM"
+// Has tells whether all of want are there.
+func (c Capability) Has(want Capability) bool { return c&want == want }
+
+// EventKind tells what happened.
+type EventKind uint8
+
+const (
+	EventQPFatal         EventKind = iota // a queue pair is in error because of what its peer asked for, or a failure of the device
+	EventCommEstablished                  // the first packet came to a queue pair before Connect was done with it
+	EventLastWQE                          // a queue pair in error takes no more from its shared receive queue
+	EventSRQLimit                         // a shared receive queue fell below its limit
+	EventPortUp                           // the device can reach its network again
+	EventPortDown                         // and cannot
+	EventDeviceFatal                      // the device is of no use any more; all its queue pairs are in error
+)
+
+var eventNames = [...]string{
+	"queue pair failed", "communication established", "last WQE reached", "SRQ limit reached", "port up", "port down", "device failed",
+}
+
+// String says it in words.
+func (k EventKind) String() string {
+	if int(k) < len(eventNames) {
+		return eventNames[k]
 	}
-	return fmt.Sprintf("Opcode(%d)", uint8(o))
+	return fmt.Sprintf("event %d", uint8(k))
 }
 
-// SendWR is a send work request. Data must lie in registered memory (or be at
-// most MaxInline long with Inline set) and stay untouched until its completion.
-type SendWR struct {
-	ID       uint64
-	Op       Opcode
-	Imm      uint32 // host order; SEND_WITH_IMM only
-	Data     []byte
-	Signaled bool // ask for a completion; errors always complete
-	Inline   bool // the device copies Data at the post
-}
-
-// RecvWR is a receive work request: one buffer for one incoming message.
-type RecvWR struct {
-	ID   uint64
-	Data []byte
-}
-
-// WCOpcode tells what completed.
-type WCOpcode uint8
-
-const (
-	WCSend WCOpcode = iota // a SendWR
-	WCRecv                 // a RecvWR
-)
-
-// WC is a work completion. A send completes when the peer's queue pair has
-// acknowledged the whole message.
-type WC struct {
-	ID     uint64
-	Op     WCOpcode
-	Status Status
-	QPN    uint32
-	Bytes  int // received bytes (WCRecv)
-	Imm    uint32
-	HasImm bool
-}
-
-// Status of a completion; names and values are those of enum ibv_wc_status.
-type Status uint8
-
-const (
-	Success           Status = 0
-	LocalLengthError  Status = 1  // IBV_WC_LOC_LEN_ERR
-	LocalQPOpError    Status = 2  // IBV_WC_LOC_QP_OP_ERR
-	LocalProtError    Status = 4  // IBV_WC_LOC_PROT_ERR
-	FlushError        Status = 5  // IBV_WC_WR_FLUSH_ERR
-	RemoteInvalidReq  Status = 9  // IBV_WC_REM_INV_REQ_ERR
-	RemoteAccessError Status = 10 // IBV_WC_REM_ACCESS_ERR
-	RemoteOpError     Status = 11 // IBV_WC_REM_OP_ERR
-	RetryExceeded     Status = 12 // IBV_WC_RETRY_EXC_ERR
-	RNRRetryExceeded  Status = 13 // IBV_WC_RNR_RETRY_EXC_ERR
-	FatalError        Status = 19 // IBV_WC_FATAL_ERR
-)
-
-var statusNames = map[Status]string{
-	Success: "success", LocalLengthError: "local length error", LocalQPOpError: "local QP operation error",
-	LocalProtError: "local protection error", FlushError: "Work Request Flushed Error",
-	RemoteInvalidReq: "remote invalid request error", RemoteAccessError: "remote access error",
-	RemoteOpError: "remote operation error", RetryExceeded: "transport retry counter exceeded",
-	RNRRetryExceeded: "RNR retry counter exceeded", FatalError: "fatal error",
-}
-
-// String gives libibverbs' wording (ibv_wc_status_str).
-func (s Status) String() string {
-	if n, ok := statusNames[s]; ok {
-		return n
-	}
-	return fmt.Sprintf("status %d", uint8(s))
-}
-
-// CQ is a completion queue.
-type CQ interface {
-	// Poll fills wcs and returns how many.
-	Poll(wcs []WC) int
-	// Arm asks for one notification on Device.FD at the next completion. Poll
-	// again after it before blocking.
-	Arm() error
-	// Close frees the queue; its queue pairs must be gone.
-	Close() error
-}
-
-// QPConfig sizes a queue pair. Both queues complete on the given CQs, which may
-// be one.
-type QPConfig struct {
-	SendCQ, RecvCQ CQ
-	SendWRs        int // depth of the send queue
-	RecvWRs        int // depth of the receive queue
-}
-
-// Remote is the other end of a connected queue pair.
-type Remote struct {
-	Addr     netip.Addr // GID
-	UDPPort  uint16
-	QPN      uint32
-	StartPSN uint32 // PSN of the first packet that the remote sends
-	PathMTU  int    // agreed path MTU, bytes
-}
-
-// QPState is the state of a queue pair (IBTA vol. 1, §10.3).
-type QPState uint8
-
-const (
-	QPInit        QPState = iota // made; receives may be posted
-	QPReadyToSend                // connected
-	QPError                      // failed for good; what was posted comes back with an error
-)
-
-// QP is a reliable-connected queue pair.
-type QP interface {
-	// Num is the 24-bit queue pair number.
-	Num() uint32
-	// StartPSN is the PSN of the first packet that this end sends.
-	StartPSN() uint32
-	// State is the present state.
-	State() QPState
-	// Connect takes the pair from INIT through RTR to RTS.
-	Connect(r Remote) error
-	// PostSend posts wrs in order; n is how many were taken. err is ErrQueueFull
-	// when the queue is full, ErrQPState when the pair is not RTS.
-	PostSend(wrs []SendWR) (n int, err error)
-	// PostRecv posts receive buffers; allowed from INIT on.
-	PostRecv(wrs []RecvWR) (n int, err error)
-	// Close destroys the pair. Posted work is dropped without a completion; the
-	// device no longer touches its memory after the return.
-	Close() error
+// Event is an asynchronous event. Those of a closed object never come.
+type Event struct {
+	Kind EventKind
+	QPN  uint32 // of the queue pair events
+	SRQ  SRQ    // of EventSRQLimit
 }
 
 var (
@@ -207,7 +104,26 @@ var (
 	ErrQueueFull = errors.New("rdma: work queue full")
 	// ErrQPState refuses an operation in the present state of the queue pair.
 	ErrQPState = errors.New("rdma: wrong queue pair state")
-	// ErrNotSupported is wrapped where a device lacks a feature; the text says
-	// which and why.
+	// ErrNotSupported is what errors.Is finds where a device lacks a feature; the
+	// text says which and why.
 	ErrNotSupported = errors.New("rdma: not supported by this device")
 )
+
+// NotSupportedError names a feature that a device lacks. It is an ErrNotSupported.
+type NotSupportedError struct {
+	Device  string
+	Feature string // READ, shared receive queue, …
+	Reason  string // may be empty
+}
+
+// Error names device, feature and reason.
+func (e *NotSupportedError) Error() string {
+	s := fmt.Sprintf("rdma: %s does not support %s", e.Device, e.Feature)
+	if e.Reason != "" {
+		s += ": " + e.Reason
+	}
+	return s
+}
+
+// Is makes it an ErrNotSupported.
+func (e *NotSupportedError) Is(target error) bool { return target == ErrNotSupported }

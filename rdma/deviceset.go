@@ -15,6 +15,7 @@ type device struct {
 	dev         Device
 	transmitter Transmitter // nil if dev is none
 	attr        DeviceAttr
+	pd          PD
 	mr          *MR
 	link        map[string]string
 	fd          int
@@ -126,7 +127,10 @@ func (d *device) init(el *EventLoop) (err error) {
 	if n := d.attr.MaxMsg; n > 0 {
 		d.receiveBytes = min(d.receiveBytes, n)
 	}
-	if d.mr, err = d.dev.RegisterMR(el.loop.Pool().Arena()); err != nil {
+	if d.pd, err = d.dev.AllocPD(); err != nil {
+		return fmt.Errorf("rdma: %s: protection domain: %w", d.attr.Name, err)
+	}
+	if d.mr, err = d.pd.RegisterMR(el.loop.Pool().Arena(), 0); err != nil {
 		return fmt.Errorf("rdma: %s: registering the loop's memory: %w", d.attr.Name, err)
 	}
 	return nil

@@ -26,7 +26,7 @@ func testRefusedPosts(t *testing.T, w *world) {
 
 func testLackingOpcodes(t *testing.T, w *world) {
 	a, _ := w.connected()
-	for op := rdma.OpSendImm + 1; op < 16; op++ {
+	for op := rdma.OpFetchAdd + 1; op < 16; op++ {
 		n, err := a.qp.PostSend([]rdma.SendWR{{Op: op, Data: a.tx(0)[:8], Signaled: true}})
 		if n != 0 || !errors.Is(err, rdma.ErrNotSupported) {
 			t.Errorf("%v: %d posted, %v; want ErrNotSupported", op, n, err)

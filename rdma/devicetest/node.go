@@ -34,6 +34,7 @@ type node struct {
 	t     *testing.T
 	dev   rdma.Device
 	arena *hugepages.Arena
+	pd    rdma.PD
 	mr    *rdma.MR
 	open  bool
 }
@@ -69,7 +70,10 @@ func newNode(t *testing.T, dev rdma.Device) *node {
 			t.Error(err)
 		}
 	})
-	if n.mr, err = dev.RegisterMR(n.arena); err != nil {
+	if n.pd, err = dev.AllocPD(); err != nil {
+		t.Fatal(err)
+	}
+	if n.mr, err = n.pd.RegisterMR(n.arena, 0); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -109,7 +113,7 @@ func (n *node) newEnd(sends, receives int) *end {
 
 func (n *node) newEndOn(cq rdma.CQ, sends, receives int) *end {
 	n.t.Helper()
-	qp, err := n.dev.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: sends, RecvWRs: receives})
+	qp, err := n.pd.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: sends, RecvWRs: receives})
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -35,12 +35,15 @@ func testMemoryRegions(t *testing.T, w *world) {
 	if w.a.mr.Arena != w.a.arena {
 		t.Error("the region is of another arena")
 	}
-	if _, err := w.a.dev.RegisterMR(nil); err == nil {
+	if _, err := w.a.pd.RegisterMR(nil, 0); err == nil {
 		t.Error("no arena at all was registered")
 	}
 	// Two arenas on one device, and messages from either.
 	other := newNode(t, w.a.dev)
 	other.open = false // w.a closes the device
+	if _, err := w.a.pd.RegisterMR(other.arena, 0); err != nil {
+		t.Fatal(err)
+	}
 	a, b := w.connected()
 	for i, data := range [][]byte{a.tx(0)[:100], other.tx(0)[:100]} {
 		b.postRecv(rdma.RecvWR{ID: uint64(i), Data: b.rx(i)})
@@ -144,7 +147,7 @@ func testQPConfigs(t *testing.T, w *world) {
 		"negative":         {SendCQ: cq, RecvCQ: cq, SendWRs: -1, RecvWRs: 1},
 		"too deep":         {SendCQ: cq, RecvCQ: cq, SendWRs: 1, RecvWRs: most + 1},
 	} {
-		if _, err := w.a.dev.CreateQP(cfg); err == nil {
+		if _, err := w.a.pd.CreateQP(cfg); err == nil {
 			t.Errorf("%s: a queue pair was made", name)
 		}
 	}
@@ -331,7 +334,7 @@ func testClosedDevice(t *testing.T, w *world) {
 	if _, err := w.a.dev.CreateCQ(4); err == nil {
 		t.Error("a closed device makes completion queues")
 	}
-	if _, err := w.a.dev.RegisterMR(w.a.arena); err == nil {
+	if _, err := w.a.pd.RegisterMR(w.a.arena, 0); err == nil {
 		t.Error("a closed device registers memory")
 	}
 	if _, err := a.qp.PostSend([]rdma.SendWR{{Data: a.tx(0)[:4]}}); err == nil {

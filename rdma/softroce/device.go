@@ -8,7 +8,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
@@ -116,7 +115,7 @@ type Device struct {
 	qpnBase uint32               // first number of the block
 	table   [qpnBlock]*queuePair // by number within the block
 	live    []*queuePair         // all of them
-	mrs     []*rdma.MR           // registered arenas
+	pds     []*domain
 }
 
 var _ rdma.Device = (*Device)(nil)
@@ -153,29 +152,18 @@ func (d *Device) Stats() Stats { return d.stats }
 // its queue pairs.
 func (d *Device) QPNBlock() uint32 { return d.qpnBase }
 
-// RegisterMR implements rdma.Device. There is no address translation to set up:
-// the device remembers which memory work requests may name.
-func (d *Device) RegisterMR(a *hugepages.Arena) (*rdma.MR, error) {
+// AllocPD implements rdma.Device.
+func (d *Device) AllocPD() (rdma.PD, error) {
 	if d.closed {
 		return nil, ErrClosed
 	}
-	if a == nil {
-		return nil, errors.New("softroce: RegisterMR needs an arena")
-	}
-	mr := &rdma.MR{Arena: a, LKey: d.opts.random(), RKey: d.opts.random()}
-	d.mrs = append(d.mrs, mr)
-	return mr, nil
+	p := &domain{dev: d}
+	d.pds = append(d.pds, p)
+	return p, nil
 }
 
-// registered tells whether p lies in registered memory.
-func (d *Device) registered(p []byte) bool {
-	for _, mr := range d.mrs {
-		if mr.Arena.Contains(p) {
-			return true
-		}
-	}
-	return false
-}
+// PollEvents implements rdma.Device.
+func (d *Device) PollEvents([]rdma.Event) int { return 0 }
 
 // CreateCQ implements rdma.Device.
 func (d *Device) CreateCQ(depth int) (rdma.CQ, error) {
@@ -188,11 +176,7 @@ func (d *Device) CreateCQ(depth int) (rdma.CQ, error) {
 	return newCQ(d, depth), nil
 }
 
-// CreateQP implements rdma.Device.
-func (d *Device) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
-	if d.closed {
-		return nil, ErrClosed
-	}
+func (d *Device) createQP(p *domain, cfg rdma.QPConfig) (*queuePair, error) {
 	if d.pathMTU == 0 {
 		return nil, fmt.Errorf("softroce: link %s carries packets of %d bytes; the smallest path MTU needs %d",
 			d.attr.Name, d.attr.MTU, roce.MinPathMTU+roce.MaxHeaders-28)
@@ -214,7 +198,7 @@ func (d *Device) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
 	for d.table[i] != nil || i == 0 {
 		i = (i + 1) % qpnBlock
 	}
-	q := newQP(d, d.qpnBase+i, d.opts.random()&roce.PSNMask, cfg, scq, rcq)
+	q := newQP(p, d.qpnBase+i, d.opts.random()&roce.PSNMask, cfg, scq, rcq)
 	d.table[i] = q
 	d.live = append(d.live, q)
 	scq.qps++
@@ -237,6 +221,9 @@ func (d *Device) Close() error {
 	d.sendFrames()
 	d.link.TxFree(d.tx[d.txHead:d.txAlloc])
 	d.txHead, d.txFill, d.txAlloc = 0, 0, 0
-	d.closed = true
+	for _, p := range d.pds {
+		p.drop()
+	}
+	d.closed, d.pds = true, nil
 	return d.link.Close()
 }

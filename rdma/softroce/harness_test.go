@@ -18,6 +18,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // send from and to receive into.
 type node struct {
 	dev   *Device
+	pd    rdma.PD
 	mr    *rdma.MR
 	cq    rdma.CQ
 	qp    rdma.QP
@@ -51,7 +52,11 @@ func newNode(t testing.TB, l Link, o options) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mr, err := d.RegisterMR(arena)
+	pd, err := d.AllocPD()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mr, err := pd.RegisterMR(arena, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +64,7 @@ func newNode(t testing.TB, l Link, o options) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	qp, err := d.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: o.depth, RecvWRs: o.depth})
+	qp, err := pd.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: o.depth, RecvWRs: o.depth})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +76,7 @@ func newNode(t testing.TB, l Link, o options) *node {
 			t.Error(err)
 		}
 	})
-	return &node{dev: d, mr: mr, cq: cq, qp: qp, slot: o.slot, depth: o.depth, mem: arena.Bytes()}
+	return &node{dev: d, pd: pd, mr: mr, cq: cq, qp: qp, slot: o.slot, depth: o.depth, mem: arena.Bytes()}
 }
 
 func (n *node) sendSlot(i int) []byte { return n.mem[i%n.depth*n.slot:][:n.slot] }

@@ -30,6 +30,7 @@ type recvWQE struct {
 // sends messages and awaits their acknowledgement, and a responder (responder.go).
 type queuePair struct {
 	dev        *Device
+	pd         *domain
 	num        uint32
 	startPSN   uint32
 	state      rdma.QPState
@@ -96,9 +97,9 @@ type queuePair struct {
 
 var _ rdma.QP = (*queuePair)(nil)
 
-func newQP(d *Device, num, psn uint32, cfg rdma.QPConfig, scq, rcq *completionQueue) *queuePair {
+func newQP(p *domain, num, psn uint32, cfg rdma.QPConfig, scq, rcq *completionQueue) *queuePair {
 	return &queuePair{
-		dev: d, num: num, startPSN: psn, sendCQ: scq, recvCQ: rcq,
+		dev: p.dev, pd: p, num: num, startPSN: psn, sendCQ: scq, recvCQ: rcq,
 		sq: make([]sendWQE, ringSize(cfg.SendWRs)), sqDepth: uint32(cfg.SendWRs),
 		rq: make([]recvWQE, ringSize(cfg.RecvWRs)), rqDepth: uint32(cfg.RecvWRs),
 		una: psn, next: psn, high: psn, postPSN: psn,
@@ -202,14 +203,14 @@ func (q *queuePair) PostSend(wrs []rdma.SendWR) (n int, err error) {
 func (q *queuePair) checkSend(w *rdma.SendWR) error {
 	switch {
 	case w.Op > rdma.OpSendImm:
-		return fmt.Errorf("%w: softroce sends SEND and SEND_WITH_IMM, not %v", rdma.ErrNotSupported, w.Op)
+		return &rdma.NotSupportedError{Device: q.dev.attr.Name, Feature: w.Op.String()}
 	case w.Inline:
 		if len(w.Data) > MaxInline {
 			return fmt.Errorf("softroce: %d bytes inline; at most %d are", len(w.Data), MaxInline)
 		}
 	case len(w.Data) > MaxMessage:
 		return fmt.Errorf("softroce: message of %d bytes; the largest is %d", len(w.Data), MaxMessage)
-	case len(w.Data) > 0 && !q.dev.registered(w.Data):
+	case len(w.Data) > 0 && !q.pd.registered(w.Data):
 		return fmt.Errorf("softroce: the %d bytes to send are not in registered memory; register their arena, or send them inline", len(w.Data))
 	}
 	return nil
@@ -237,7 +238,7 @@ func (q *queuePair) PostRecv(wrs []rdma.RecvWR) (n int, err error) {
 		if q.rqTail-q.rqHead == q.rqDepth {
 			return n, rdma.ErrQueueFull
 		}
-		if len(w.Data) > 0 && !q.dev.registered(w.Data) {
+		if len(w.Data) > 0 && !q.pd.registered(w.Data) {
 			return n, fmt.Errorf("softroce: the receive buffer of %d bytes is not in registered memory; register its arena", len(w.Data))
 		}
 		q.rq[int(q.rqTail)&(len(q.rq)-1)] = recvWQE{id: w.ID, data: w.Data}
@@ -323,6 +324,7 @@ func (q *queuePair) Close() error {
 	q.sq, q.rq, q.inline = nil, nil, nil
 	q.sendCQ.qps--
 	q.recvCQ.qps--
+	q.pd.uses--
 	d.table[q.num&(qpnBlock-1)] = nil
 	for i, l := range d.live {
 		if l == q {

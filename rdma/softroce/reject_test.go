@@ -124,7 +124,7 @@ func TestRejectedPacketsAreCounted(t *testing.T) {
 	})
 	t.Run("not connected", func(t *testing.T) {
 		in := newInjector(t)
-		qp, err := in.b.dev.CreateQP(rdma.QPConfig{SendCQ: in.b.cq, RecvCQ: in.b.cq, SendWRs: 1, RecvWRs: 1})
+		qp, err := in.b.pd.CreateQP(rdma.QPConfig{SendCQ: in.b.cq, RecvCQ: in.b.cq, SendWRs: 1, RecvWRs: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -316,7 +316,7 @@ func TestPostErrors(t *testing.T) {
 		"QPN":    {Addr: netip.MustParseAddr("192.0.2.1"), UDPPort: 1, PathMTU: 256, QPN: 1 << 24},
 		"none":   {UDPPort: 1, PathMTU: 256},
 	} {
-		qp, err := in.a.dev.CreateQP(rdma.QPConfig{SendCQ: in.a.cq, RecvCQ: in.a.cq, SendWRs: 1, RecvWRs: 1})
+		qp, err := in.a.pd.CreateQP(rdma.QPConfig{SendCQ: in.a.cq, RecvCQ: in.a.cq, SendWRs: 1, RecvWRs: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -344,11 +344,15 @@ func TestQueuePairNumbers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pd, err := d.AllocPD()
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: 1, RecvWRs: 1}
 	seen := map[uint32]bool{}
 	var first rdma.QP
 	for range MaxQPs {
-		qp, err := d.CreateQP(cfg)
+		qp, err := pd.CreateQP(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,13 +365,13 @@ func TestQueuePairNumbers(t *testing.T) {
 			seen[n] = true
 		}
 	}
-	if _, err := d.CreateQP(cfg); err != ErrTooManyQPs {
+	if _, err := pd.CreateQP(cfg); err != ErrTooManyQPs {
 		t.Errorf("one more: %v", err)
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if qp, err := d.CreateQP(cfg); err != nil || qp.Num() != first.Num() {
+	if qp, err := pd.CreateQP(cfg); err != nil || qp.Num() != first.Num() {
 		t.Errorf("after a close: %v", err)
 	}
 }

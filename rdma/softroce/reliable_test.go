@@ -253,11 +253,11 @@ func TestFlowsShareFairly(t *testing.T) {
 	net.Advance(1)
 	counts := map[uint32]int{}
 	for range flows {
-		qa, err := a.dev.CreateQP(rdma.QPConfig{SendCQ: a.cq, RecvCQ: a.cq, SendWRs: 64, RecvWRs: 1})
+		qa, err := a.pd.CreateQP(rdma.QPConfig{SendCQ: a.cq, RecvCQ: a.cq, SendWRs: 64, RecvWRs: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
-		qb, err := b.dev.CreateQP(rdma.QPConfig{SendCQ: b.cq, RecvCQ: b.cq, SendWRs: 1, RecvWRs: 64})
+		qb, err := b.pd.CreateQP(rdma.QPConfig{SendCQ: b.cq, RecvCQ: b.cq, SendWRs: 1, RecvWRs: 64})
 		if err != nil {
 			t.Fatal(err)
 		}

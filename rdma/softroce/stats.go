@@ -34,6 +34,9 @@ type Stats struct {
 	DropPKey    uint64 // not of the default partition
 	DropICRC    uint64 // damaged, or not meant for this address
 	DropAck     uint64 // acknowledges what was never sent, or with an undefined syndrome
+
+	// What is registered now, not packets.
+	Regions, RegionBytes uint64
 }
 
 // Dropped is the sum of the packets dropped in silence.

@@ -68,6 +68,7 @@ type device struct {
 	recvs []C.struct_mv_recv
 	wcs   []C.struct_mv_wc
 
+	pd     domain
 	mrs    []*region
 	cqs    []*completionQueue
 	qps    []*queuePair // by slot; nil: free
@@ -83,7 +84,7 @@ var _ rdma.Device = (*device)(nil)
 
 // region is a registered arena.
 type region struct {
-	mr rdma.MR
+	mr *rdma.MR
 	c  *C.struct_ibv_mr
 }
 
@@ -170,29 +171,69 @@ func (d *device) Attr() rdma.DeviceAttr { return d.attr }
 // FD implements rdma.Device. It is an epoll descriptor.
 func (d *device) FD() int { return d.epfd }
 
-// RegisterMR implements rdma.Device. An arena that is registered already keeps its
-// region.
-func (d *device) RegisterMR(a *hugepages.Arena) (*rdma.MR, error) {
+// domain is the device's one protection domain.
+type domain struct{ dev *device }
+
+// AllocPD implements rdma.Device.
+func (d *device) AllocPD() (rdma.PD, error) {
 	if d.closed {
 		return nil, ErrClosed
+	}
+	d.pd.dev = d
+	return &d.pd, nil
+}
+
+// PollEvents implements rdma.Device: what the kernel reports goes to the log.
+func (d *device) PollEvents([]rdma.Event) int { return 0 }
+
+// CreateSRQ implements rdma.PD.
+func (p *domain) CreateSRQ(rdma.SRQConfig) (rdma.SRQ, error) {
+	return nil, &rdma.NotSupportedError{Device: p.dev.attr.Name, Feature: "a shared receive queue"}
+}
+
+// Close implements rdma.PD. The domain lives as long as the device.
+func (p *domain) Close() error { return nil }
+
+// RegisterMR implements rdma.PD. An arena that is registered already keeps its
+// region.
+func (p *domain) RegisterMR(a *hugepages.Arena, access rdma.Access) (*rdma.MR, error) {
+	d := p.dev
+	if d.closed {
+		return nil, ErrClosed
+	}
+	if access != 0 {
+		return nil, &rdma.NotSupportedError{Device: d.attr.Name, Feature: "remote access to memory"}
 	}
 	if a == nil || len(a.Bytes()) == 0 {
 		return nil, errors.New("rdma/verbs: RegisterMR needs an arena that is open")
 	}
 	for _, r := range d.mrs {
 		if r.mr.Arena == a {
-			return &r.mr, nil
+			return r.mr, nil
 		}
 	}
 	mem := a.Bytes()
-	r := &region{mr: rdma.MR{Arena: a}}
+	r := &region{}
 	var lkey, rkey C.uint32_t
 	if rc := C.mv_reg(d.c, address(mem), C.uint64_t(len(mem)), &r.c, &lkey, &rkey); rc != 0 {
 		return nil, ownMemlock().explain("register memory with", d.attr.Name, uint64(len(mem)), fmt.Errorf("ibv_reg_mr: %w", unix.Errno(rc)))
 	}
-	r.mr.LKey, r.mr.RKey = uint32(lkey), uint32(rkey)
+	r.mr = rdma.NewMR(rdma.MR{Arena: a, LKey: uint32(lkey), RKey: uint32(rkey), Base: uint64(address(mem))}, func() error { return d.deregister(r) })
 	d.mrs = append(d.mrs, r)
-	return &r.mr, nil
+	return r.mr, nil
+}
+
+// deregister is the region's MR.Close.
+func (d *device) deregister(r *region) error {
+	i := slices.Index(d.mrs, r)
+	if i < 0 {
+		return nil
+	}
+	if rc := C.mv_dereg(r.c); rc != 0 {
+		return &Error{Op: "deregister memory of", Device: d.attr.Name, Err: fmt.Errorf("ibv_dereg_mr: %w", unix.Errno(rc))}
+	}
+	d.mrs = slices.Delete(d.mrs, i, i+1)
+	return nil
 }
 
 // region is the registered memory that p lies in; nil if none.
@@ -306,10 +347,8 @@ func (d *device) Close() error {
 	for _, c := range slices.Clone(d.cqs) {
 		errs = append(errs, c.Close())
 	}
-	for _, r := range d.mrs {
-		if rc := C.mv_dereg(r.c); rc != 0 {
-			errs = append(errs, &Error{Op: "close", Device: d.attr.Name, Err: fmt.Errorf("ibv_dereg_mr: %w", unix.Errno(rc))})
-		}
+	for _, r := range slices.Clone(d.mrs) {
+		errs = append(errs, d.deregister(r))
 	}
 	d.closed = true
 	d.mrs, d.sends, d.recvs, d.wcs = nil, nil, nil, nil

@@ -53,7 +53,11 @@ func registerBeyondLimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer arena.Close()
-	_, err = dev.RegisterMR(arena)
+	pd, err := dev.AllocPD()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pd.RegisterMR(arena, 0)
 	var e *verbs.Error
 	if !errors.As(err, &e) || !errors.Is(err, unix.ENOMEM) || !strings.Contains(e.Error(), "RLIMIT_MEMLOCK is 1024 KiB") || !strings.Contains(e.Fix, "ulimit -l") {
 		t.Fatalf("the limit is not explained: %v", err)

@@ -82,10 +82,14 @@ type queuePair struct {
 
 var _ rdma.QP = (*queuePair)(nil)
 
-// CreateQP implements rdma.Device.
-func (d *device) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
+// CreateQP implements rdma.PD.
+func (p *domain) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
+	d := p.dev
 	if d.closed {
 		return nil, ErrClosed
+	}
+	if cfg.SRQ != nil || cfg.Access != 0 || cfg.MaxRdAtomic != 0 || cfg.MaxDestRdAtomic != 0 {
+		return nil, &rdma.NotSupportedError{Device: d.attr.Name, Feature: "shared receive queues and remote access"}
 	}
 	for _, n := range [...]int{cfg.SendWRs, cfg.RecvWRs} {
 		if n < 1 || n > d.attr.MaxQPWR {
@@ -250,7 +254,7 @@ func (q *queuePair) fillSend(i int, w *rdma.SendWR) error {
 	case rdma.OpSendImm:
 		flags |= C.MV_IMM
 	default:
-		return fmt.Errorf("%w: rdma/verbs sends SEND and SEND_WITH_IMM, not %v", rdma.ErrNotSupported, w.Op)
+		return &rdma.NotSupportedError{Device: d.attr.Name, Feature: w.Op.String()}
 	}
 	if w.Signaled {
 		flags |= C.MV_SIGNALED
