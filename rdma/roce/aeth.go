@@ -22,6 +22,7 @@ const (
 	NAKInvalidRequest    Syndrome = 0x61 // the request breaks the protocol or does not fit its buffer
 	NAKRemoteAccess      Syndrome = 0x62 // the remote key does not allow it
 	NAKRemoteOperational Syndrome = 0x63 // the responder cannot go on
+	NAKInvalidRD         Syndrome = 0x64 // of reliable datagrams; ends a connection too
 )
 
 const (
@@ -55,6 +56,8 @@ func (s Syndrome) String() string {
 		return "NAK remote access error"
 	case NAKRemoteOperational:
 		return "NAK remote operational error"
+	case NAKInvalidRD:
+		return "NAK invalid RD request"
 	}
 	return fmt.Sprintf("syndrome %#02x", uint8(s))
 }

@@ -30,8 +30,15 @@ OPS = [
     ("atomic_ack", 0x12, 0, 0, struct.pack("!IQ", 0x1F00000A, 0x1122334455667788), b""),
     ("compare_swap", 0x13, 0, 1, struct.pack("!QIQQ", 0x1000, 0xBEEF, 5, 6), b""),
     ("fetch_add", 0x14, 0, 1, struct.pack("!QIQQ", 0x2000, 0xBEEF, 1, 0), b""),
+    ("write_first_512", 0x06, 0, 0, struct.pack("!QII", 0x7F0000001234, 0xFEEDFACE, 1027), bytes(i * 3 & 0xFF for i in range(512))),
+    ("write_middle_512", 0x07, 0, 0, b"", bytes(i * 5 & 0xFF for i in range(512))),
+    ("write_last_3", 0x08, 1, 1, b"", b"end\0"),
+    ("write_last_imm_7", 0x09, 1, 1, struct.pack("!I", 0x80000001), b"endless\0"),
+    ("read_response_first_256", 0x0D, 0, 0, struct.pack("!I", 0x1F00000B), bytes(i ^ 0xA5 for i in range(256))),
+    ("read_response_middle_256", 0x0E, 0, 0, b"", bytes(256)),
+    ("read_response_last_2", 0x0F, 2, 0, struct.pack("!I", 0x1FFFFFFF), b"ok\0\0"),
 ]
-ACKS = [("ack", 0x1F), ("nak_sequence", 0x60), ("nak_invalid", 0x61), ("rnr", 0x2E)]
+ACKS = [("ack", 0x1F), ("nak_sequence", 0x60), ("nak_invalid", 0x61), ("rnr", 0x2E), ("nak_access", 0x62), ("nak_operational", 0x63)]
 
 
 def transport(op, pad, ackreq, psn):
