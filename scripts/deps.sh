@@ -11,7 +11,7 @@ build=(gcc libc6-dev pkg-config libdpdk-dev)
 case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;
-test) wanted=("${build[@]}" dpdk-dev iproute2 qemu-user-static) ;;
+test) wanted=("${build[@]}" dpdk-dev iproute2 nftables python3-scapy qemu-user-static tshark) ;;
 softroce)
 	wanted=(gcc libc6-dev libibverbs-dev libibverbs1 ibverbs-providers iproute2 perftest)
 	# A guest, where this kernel has no rdma_rxe.
@@ -33,6 +33,8 @@ purpose() {
 	perftest) echo "RDMA figures to compare with" ;;
 	qemu-system-x86 | debian-archive-keyring) echo "Soft-RoCE in a guest" ;;
 	qemu-user-static) echo "arm64 tests" ;;
+	python3-scapy | tshark) echo "tests against other decoders of RoCEv2" ;;
+	nftables) echo "tests with packet loss" ;;
 	esac
 }
 
