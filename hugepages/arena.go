@@ -28,6 +28,20 @@ type ArenaOptions struct {
 	// Backing is the best backing to try. Default HugeTLB2M. What cannot be had
 	// falls back to the next worse one; Report says so.
 	Backing Backing
+	// Nodes binds the arena to these NUMA nodes: its pages come from nowhere else.
+	// NewArena refuses nodes that the machine does not have; a kernel that cannot
+	// bind is reported. Default: wherever the kernel puts them, which is the node of
+	// the CPU that touches a page first.
+	Nodes []int
+	// Prefault backs every page in NewArena, so that no page fault is left to the
+	// data path; a shortage is an error of NewArena then. Explicit huge pages are
+	// prefaulted in any case, unless Elastic.
+	Prefault bool
+	// Elastic starts with no pages at all, and backs them as pools cut chunks from
+	// them, up to Bytes; Pool.Trim gives free ones back to the system. Explicit huge
+	// pages are not reserved then: others may have them first, and a page that
+	// cannot be had is ErrExhausted. Not together with Prefault.
+	Elastic bool
 }
 
 // Arena is one mapping outside the Go heap, at a fixed address until Close. Its
@@ -37,14 +51,15 @@ type Arena struct {
 	mem    []byte
 	report Report
 
-	mu    sync.Mutex
-	free  extents
-	pools []*Pool
+	mu     sync.Mutex
+	free   extents
+	pools  []*Pool
+	backed *backed // of an elastic arena; else nil
 }
 
 // NewArena maps an arena. It fails only on bad options and when not even ordinary
-// pages can be mapped. Explicit huge pages are populated here; other pages come
-// with their first use. The caller owns the arena and closes it.
+// pages can be mapped (or backed, with Prefault). The caller owns the arena and
+// closes it.
 func NewArena(o ArenaOptions) (*Arena, error) { return newArena(o, hostSystem()) }
 
 func newArena(o ArenaOptions, sys system) (*Arena, error) {
@@ -58,17 +73,35 @@ func newArena(o ArenaOptions, sys system) (*Arena, error) {
 	if best > Ordinary {
 		return nil, fmt.Errorf("hugepages: ArenaOptions.Backing is %v; give HugeTLB1G to Ordinary, or 0 for the default", best)
 	}
+	if o.Elastic && o.Prefault {
+		return nil, errors.New("hugepages: ArenaOptions.Elastic and Prefault exclude each other; give one")
+	}
+	if err := sys.checkNodes(o.Nodes); err != nil {
+		return nil, err
+	}
+	o.Backing = best
 	a := &Arena{sys: sys}
-	if err := a.mapBest(o.Bytes, best); err != nil {
+	if err := a.mapBest(&o); err != nil {
 		return nil, fmt.Errorf("hugepages: an arena of %s: %w", formatBytes(o.Bytes), err)
 	}
 	a.free = extents{{0, len(a.mem)}}
+	if o.Elastic {
+		a.backed = newBacked(len(a.mem), a.report.PageBytes)
+	}
 	return a, nil
 }
 
 // Bytes is the whole arena, for registration with a device. It is valid until
-// Close; its contents belong to the Bufs.
-func (a *Arena) Bytes() []byte { return a.mem }
+// Close; its contents belong to the Bufs. A device goes on using the pages that it
+// was shown, so from this call on an elastic arena gives none back.
+func (a *Arena) Bytes() []byte {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.backed != nil {
+		a.backed.kept = true
+	}
+	return a.mem
+}
 
 // Report says which pages the arena has, and why not better ones.
 func (a *Arena) Report() Report { return a.report }

@@ -23,10 +23,14 @@ type fakeKernel struct {
 	files     map[string]string
 	mmapErr   map[int]error // by the flags above MAP_ANONYMOUS
 	adviceErr map[int]error
-	thpBacked bool // smaps says that the first touch got a huge page
+	mbindErr  error
+	thpBacked bool                 // smaps says that the first touch got a huge page
+	backErr   func(b []byte) error // of MADV_POPULATE_WRITE; may be nil
 
 	mapped map[uintptr]int
 	last   [2]uintptr // start and end of the latest madvise
+	advice []int      // of every madvise
+	bound  [][]int    // nodes of every mbind
 }
 
 func (k *fakeKernel) system() system {
@@ -45,7 +49,18 @@ func (k *fakeKernel) system() system {
 		madvise: func(b []byte, advice int) error {
 			at := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
 			k.last = [2]uintptr{at, at + uintptr(len(b))}
-			return k.adviceErr[advice]
+			k.advice = append(k.advice, advice)
+			if advice == unix.MADV_POPULATE_WRITE && k.backErr != nil {
+				return k.backErr(b)
+			}
+			if err := k.adviceErr[advice]; err != nil || advice != unix.MADV_DONTNEED {
+				return err
+			}
+			return host.madvise(b, advice)
+		},
+		mbind: func(p unsafe.Pointer, n int, nodes []int) error {
+			k.bound = append(k.bound, nodes)
+			return k.mbindErr
 		},
 		readFile: func(name string) ([]byte, error) {
 			if name == "/proc/self/smaps" && k.files[name] == "" {
@@ -182,6 +197,9 @@ func TestNewArenaErrors(t *testing.T) {
 		{ArenaOptions{}, "Bytes is 0; give 1 to"},
 		{ArenaOptions{Bytes: -1}, "Bytes is -1"},
 		{ArenaOptions{Bytes: MaxArenaBytes + 1}, "give 1 to"},
+		{ArenaOptions{Bytes: 1, Elastic: true, Prefault: true}, "exclude each other"},
+		{ArenaOptions{Bytes: 1, Nodes: []int{-1}}, "NUMA node -1"},
+		{ArenaOptions{Bytes: 1, Nodes: []int{maxNodes}}, "give 0 to 1023"},
 		{ArenaOptions{Bytes: 1, Backing: Ordinary + 1}, "Backing(5); give HugeTLB1G"},
 		{ArenaOptions{Bytes: 1 << 20}, "an arena of 1 MiB: mmap of ordinary pages: cannot allocate memory; ask for less"},
 	} {

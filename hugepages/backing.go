@@ -38,15 +38,20 @@ func (b Backing) String() string {
 // Report says what an Arena got.
 type Report struct {
 	Backing   Backing
-	Bytes     int // size of the mapping: what was asked for, rounded up to whole pages
-	PageBytes int // size of one page of the backing
-	// Reason is why this backing and not a better one, and how to mend that. It is
-	// empty where nothing better was asked for.
+	Bytes     int   // size of the mapping: what was asked for, rounded up to whole pages
+	PageBytes int   // size of one page of the backing
+	Nodes     []int // NUMA nodes that the pages are bound to; nil: not bound
+	// Reason is why this backing and not a better one, or why Nodes is nil though
+	// nodes were asked for, and how to mend that. It is empty where nothing better was
+	// asked for.
 	Reason string
 }
 
 func (r Report) String() string {
 	s := fmt.Sprintf("%s of %s", formatBytes(r.Bytes), r.Backing)
+	if r.Nodes != nil {
+		s += fmt.Sprintf(" on NUMA node %s", listNodes(r.Nodes))
+	}
 	if r.Reason != "" {
 		s += " (" + r.Reason + ")"
 	}

@@ -15,6 +15,10 @@ func (e *exhaustedError) Error() string {
 	if out == "" {
 		out = "none"
 	}
+	if s.BackedBytes < s.ArenaBytes && s.UndividedBytes >= slotBytes(e.class) {
+		return fmt.Sprintf("%v: no slot of %d B free, and the system gives no more than %s of the %s that the arena may have; in use: %s; release buffers, or free memory or huge pages on this machine",
+			ErrExhausted, slotBytes(e.class), formatBytes(s.BackedBytes), formatBytes(s.ArenaBytes), out)
+	}
 	return fmt.Sprintf("%v: no slot of %d B free, nor room for one in the %s undivided of an arena of %s; in use: %s; release buffers or enlarge the arena",
 		ErrExhausted, slotBytes(e.class), formatBytes(s.UndividedBytes), formatBytes(s.ArenaBytes), out)
 }
@@ -195,13 +199,18 @@ func (a *Arena) take(size, slots int) (off, got int) {
 		if off = a.free.takeHigh(size); off < 0 {
 			return 0, 0
 		}
-		return off, 1
+	} else {
+		largest, _ := a.free.measure()
+		if slots = min(slots, largest/size); slots == 0 {
+			return 0, 0
+		}
+		off = a.free.takeLow(slots * size)
 	}
-	largest, _ := a.free.measure()
-	if slots = min(slots, largest/size); slots == 0 {
+	if !a.back(off, slots*size) {
+		a.free.put(off, slots*size)
 		return 0, 0
 	}
-	return a.free.takeLow(slots * size), slots
+	return off, slots
 }
 
 // put gives room back.

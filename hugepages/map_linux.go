@@ -23,43 +23,74 @@ const (
 	thpDir = "/sys/kernel/mm/transparent_hugepage/"
 )
 
-// mapBest maps n bytes on the best backing that can be had, from best downwards.
-func (a *Arena) mapBest(n int, best Backing) error {
+// mapBest maps o.Bytes on the best backing that can be had, from o.Backing
+// downwards.
+func (a *Arena) mapBest(o *ArenaOptions) error {
 	var why reasons
+	best := o.Backing
 	if best > HugeTLB2M {
 		why.add("asked for %s", best)
 	}
-	if best <= HugeTLB1G && a.mapHugeTLB(n, HugeTLB1G, page1G, mapHuge1G, &why) {
+	if best <= HugeTLB1G && a.mapHugeTLB(o, HugeTLB1G, page1G, mapHuge1G, &why) {
 		return nil
 	}
-	if best <= HugeTLB2M && a.mapHugeTLB(n, HugeTLB2M, page2M, mapHuge2M, &why) {
+	if best <= HugeTLB2M && a.mapHugeTLB(o, HugeTLB2M, page2M, mapHuge2M, &why) {
 		return nil
 	}
-	if best <= TransparentHuge && a.mapTransparent(n, &why) {
-		return nil
+	if best <= TransparentHuge {
+		if done, err := a.mapTransparent(o, &why); done {
+			return err
+		}
 	}
-	n = roundUp(n, a.sys.pageSize)
+	n := roundUp(o.Bytes, a.sys.pageSize)
 	p, err := a.sys.mmap(n, 0)
 	if err != nil {
 		return fmt.Errorf("mmap of ordinary pages: %w; ask for less, or raise the memory limit (ulimit -v, cgroup)", err)
 	}
-	a.set(p, n, Ordinary, a.sys.pageSize, why)
+	nodes := a.bind(p, n, o.Nodes, &why)
+	a.set(p, n, Ordinary, a.sys.pageSize, nodes, why)
+	return a.prefault(o)
+}
+
+func (a *Arena) set(p unsafe.Pointer, n int, b Backing, pageBytes int, nodes []int, why reasons) {
+	a.mem = unsafe.Slice((*byte)(p), n)
+	a.report = Report{Backing: b, Bytes: n, PageBytes: pageBytes, Nodes: nodes, Reason: why.String()}
+}
+
+// prefault backs the whole arena if that was asked for, and unmaps it if that
+// fails.
+func (a *Arena) prefault(o *ArenaOptions) error {
+	if !o.Prefault {
+		return nil
+	}
+	err := a.sys.populate(a.mem, a.sys.pageSize)
+	if err != nil {
+		err = fmt.Errorf("prefaulting: %w; ask for less, or raise the memory limit", err)
+		return errors.Join(err, a.sys.munmap(unsafe.Pointer(unsafe.SliceData(a.mem)), len(a.mem)))
+	}
 	return nil
 }
 
-func (a *Arena) set(p unsafe.Pointer, n int, b Backing, pageBytes int, why reasons) {
-	a.mem = unsafe.Slice((*byte)(p), n)
-	a.report = Report{Backing: b, Bytes: n, PageBytes: pageBytes, Reason: why.String()}
-}
-
-// mapHugeTLB maps and populates explicit huge pages. Without MAP_NORESERVE the
-// mmap itself fails where the pool of huge pages is too small.
-func (a *Arena) mapHugeTLB(n int, b Backing, pageBytes, flags int, why *reasons) bool {
-	n = roundUp(n, pageBytes)
+// mapHugeTLB maps explicit huge pages, and populates them unless the arena is
+// elastic. Without MAP_NORESERVE the mmap itself fails where the pool of huge
+// pages is too small.
+func (a *Arena) mapHugeTLB(o *ArenaOptions, b Backing, pageBytes, flags int, why *reasons) bool {
+	n := roundUp(o.Bytes, pageBytes)
+	if o.Elastic {
+		flags |= unix.MAP_NORESERVE
+	}
 	p, err := a.sys.mmap(n, flags)
 	if err == nil {
-		if err = a.sys.populate(unsafe.Slice((*byte)(p), n), pageBytes); err == nil {
-			a.set(p, n, b, pageBytes, *why)
+		mem := unsafe.Slice((*byte)(p), n)
+		if o.Elastic {
+			mem = mem[:pageBytes] // to see that there are any
+		}
+		nodes := a.bind(p, n, o.Nodes, why)
+		if err = a.sys.populate(mem, pageBytes); err == nil && o.Elastic {
+			err = a.sys.madvise(mem, unix.MADV_DONTNEED) // since Linux 5.18 for these pages
+		}
+		if err == nil {
+			a.set(p, n, b, pageBytes, nodes, *why)
 			return true
 		}
 		err = errors.Join(err, a.sys.munmap(p, n))
@@ -97,23 +128,25 @@ func (s system) mendHugeTLB(err error, n, pageBytes int) string {
 
 // mapTransparent maps memory aligned to the transparent huge page and asks for
 // such pages. madvise succeeds even where none are ever given, so the first page
-// is populated and looked at.
-func (a *Arena) mapTransparent(n int, why *reasons) bool {
+// is populated and looked at. done: an error is final.
+func (a *Arena) mapTransparent(o *ArenaOptions, why *reasons) (done bool, err error) {
+	n := o.Bytes
 	pageBytes, err := a.sys.thpBytes()
 	if err != nil {
 		why.add("transparent huge pages: %v", err)
-		return false
+		return false, nil
 	}
 	if pageBytes > page2M && n < pageBytes {
 		why.add("transparent huge pages have %s here, more than the arena; ask for at least that", formatBytes(pageBytes))
-		return false
+		return false, nil
 	}
 	n = roundUp(n, pageBytes)
 	p, err := a.sys.mmapAligned(n, pageBytes)
 	if err != nil {
 		why.add("transparent huge pages: mmap: %v", err)
-		return false
+		return false, nil
 	}
+	nodes := a.bind(p, n, o.Nodes, why)
 	mem := unsafe.Slice((*byte)(p), n)
 	err = a.sys.madvise(mem, unix.MADV_HUGEPAGE)
 	if err == nil {
@@ -123,10 +156,10 @@ func (a *Arena) mapTransparent(n int, why *reasons) bool {
 	}
 	if err != nil {
 		why.add("transparent huge pages: %v", errors.Join(err, a.sys.munmap(p, n)))
-		return false
+		return false, nil
 	}
-	a.set(p, n, TransparentHuge, pageBytes, *why)
-	return true
+	a.set(p, n, TransparentHuge, pageBytes, nodes, *why)
+	return true, a.prefault(o)
 }
 
 // thpBytes is the size of a transparent huge page, or why there are none.

@@ -20,7 +20,8 @@ type ClassStats struct {
 type Stats struct {
 	Purposes       [NumPurposes]Usage // by Purpose
 	Classes        []ClassStats       // by size, only those with slots
-	ArenaBytes     int                // the whole arena
+	ArenaBytes     int                // the whole arena: the limit
+	BackedBytes    int                // of those, taken from the system; all of them unless the arena is elastic
 	UndividedBytes int                // of those, not yet cut up by any of its pools
 	Exhausted      int64              // Gets answered with ErrExhausted
 }
@@ -39,6 +40,7 @@ func (p *Pool) Stats() Stats {
 	}
 	p.arena.mu.Lock()
 	_, s.UndividedBytes = p.arena.free.measure()
+	s.BackedBytes = p.arena.backedBytes()
 	p.arena.mu.Unlock()
 	p.mu.Unlock()
 	for c, n := range slots {

@@ -16,6 +16,7 @@ type system struct {
 	mmap     func(length int, flags int) (unsafe.Pointer, error)
 	munmap   func(p unsafe.Pointer, length int) error
 	madvise  func(b []byte, advice int) error
+	mbind    func(p unsafe.Pointer, length int, nodes []int) error
 	readFile func(name string) ([]byte, error)
 	pageSize int
 }
@@ -28,6 +29,7 @@ func hostSystem() system {
 		},
 		munmap:   func(p unsafe.Pointer, length int) error { return unix.MunmapPtr(p, uintptr(length)) },
 		madvise:  unix.Madvise,
+		mbind:    mbind,
 		readFile: os.ReadFile,
 		pageSize: os.Getpagesize(),
 	}
