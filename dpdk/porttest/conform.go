@@ -14,17 +14,29 @@ import (
 // Conform runs the conformance suite. newPair makes two connected ports without
 // faults and closes them with t.Cleanup; both are driven by one goroutine.
 func Conform(t *testing.T, newPair func(t *testing.T) (a, b dpdk.Port)) {
+	suite{}.run(t, newPair)
+}
+
+// ConformLossy is Conform for ports that do not hold a sender back: what the
+// receiver has no room for is lost, as on a wire.
+func ConformLossy(t *testing.T, newPair func(t *testing.T) (a, b dpdk.Port)) {
+	suite{lossy: true}.run(t, newPair)
+}
+
+type suite struct{ lossy bool }
+
+func (s suite) run(t *testing.T, newPair func(t *testing.T) (a, b dpdk.Port)) {
 	for _, tc := range []struct {
 		name string
 		run  func(t *testing.T, a, b dpdk.Port)
 	}{
 		{"info", testInfo},
 		{"alloc gives distinct whole frames", testAlloc},
-		{"frames arrive in order and intact", testOrder},
-		{"both ways at once", testBothWays},
-		{"a full ring refuses and loses nothing", testFull},
+		{"frames arrive in order and intact", s.testOrder},
+		{"both ways at once", s.testBothWays},
+		{"a full ring", s.testFull},
 		{"refused frames stay the caller's", testRefused},
-		{"frames do not leak", testNoLeak},
+		{"frames do not leak", s.testNoLeak},
 		{"nothing to do is harmless", testEmpty},
 		{"a closed peer is survived", testPeerCloses},
 	} {
@@ -121,7 +133,7 @@ func testAlloc(t *testing.T, a, _ dpdk.Port) {
 
 // pump sends count frames from each given port to its peer, in bursts of random
 // size, until all have arrived at the other end in order.
-func pump(t *testing.T, seed uint64, count int, links ...[2]dpdk.Port) {
+func (s suite) pump(t *testing.T, seed uint64, count int, links ...[2]dpdk.Port) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
 	type flow struct {
@@ -141,7 +153,11 @@ func pump(t *testing.T, seed uint64, count int, links ...[2]dpdk.Port) {
 	for busy := true; busy; {
 		busy = false
 		for _, f := range flows {
-			n := f.src.AllocBurst(tx[:min(1+rng.IntN(64), count-f.sent)])
+			n := min(1+rng.IntN(64), count-f.sent)
+			if s.lossy {
+				n = min(n, f.dst.Info().Ring/2-(f.sent-f.rcvd))
+			}
+			n = f.src.AllocBurst(tx[:max(n, 0)])
 			for i := range n {
 				fill(&tx[i], f.sent+i, f.size(f.sent+i))
 			}
@@ -167,10 +183,10 @@ func pump(t *testing.T, seed uint64, count int, links ...[2]dpdk.Port) {
 	}
 }
 
-func testOrder(t *testing.T, a, b dpdk.Port) { pump(t, 1, 5000, [2]dpdk.Port{a, b}) }
+func (s suite) testOrder(t *testing.T, a, b dpdk.Port) { s.pump(t, 1, 5000, [2]dpdk.Port{a, b}) }
 
-func testBothWays(t *testing.T, a, b dpdk.Port) {
-	pump(t, 2, 5000, [2]dpdk.Port{a, b}, [2]dpdk.Port{b, a})
+func (s suite) testBothWays(t *testing.T, a, b dpdk.Port) {
+	s.pump(t, 2, 5000, [2]dpdk.Port{a, b}, [2]dpdk.Port{b, a})
 }
 
 // send transmits frames seq… of 200 bytes until the port refuses and returns how
@@ -212,7 +228,12 @@ func receive(t *testing.T, p dpdk.Port, seq, count int) {
 	}
 }
 
-func testFull(t *testing.T, a, b dpdk.Port) {
+func (s suite) testFull(t *testing.T, a, b dpdk.Port) {
+	if s.lossy {
+		s.testOverrun(t, a, b)
+		return
+	}
+	// It refuses, and loses nothing.
 	ring := a.Info().Ring
 	seq := 0
 	for range 5 {
@@ -223,6 +244,35 @@ func testFull(t *testing.T, a, b dpdk.Port) {
 		receive(t, b, seq, n)
 		seq += n
 	}
+}
+
+// testOverrun sends more than the receiver has room for: what arrives is whole and
+// in order, and afterwards the ports are as before.
+func (s suite) testOverrun(t *testing.T, a, b dpdk.Port) {
+	ring := a.Info().Ring
+	rx := make([]dpdk.Frame, 32)
+	seq := 0
+	for range 5 {
+		last := seq + send(t, a, seq, 8*ring)
+		if last < seq+ring/2 {
+			t.Fatalf("a ring of %d frames took %d", ring, last-seq)
+		}
+		for quiet := time.Now(); time.Since(quiet) < 50*time.Millisecond; {
+			n := b.RxBurst(rx)
+			for i := range n {
+				got := int(binary.BigEndian.Uint32(rx[i].Data[14:]))
+				if got < seq || got >= last {
+					t.Fatalf("frame %d arrived after %d, the last one sent is %d", got, seq-1, last-1)
+				}
+				check(t, rx[i], got, 200)
+				seq, quiet = got+1, time.Now()
+			}
+			b.FreeBurst(rx[:n])
+			a.RxBurst(nil) // a kernel's queue goes on with the owner's next call
+		}
+		seq = last
+	}
+	s.pump(t, 4, 2000, [2]dpdk.Port{a, b})
 }
 
 func testRefused(t *testing.T, a, b dpdk.Port) {
@@ -242,7 +292,7 @@ func testRefused(t *testing.T, a, b dpdk.Port) {
 	receive(t, b, n, 1)
 }
 
-func testNoLeak(t *testing.T, a, b dpdk.Port) {
+func (s suite) testNoLeak(t *testing.T, a, b dpdk.Port) {
 	frames := make([]dpdk.Frame, 64)
 	for i := range 2000 {
 		n := a.AllocBurst(frames)
@@ -251,7 +301,7 @@ func testNoLeak(t *testing.T, a, b dpdk.Port) {
 		}
 		a.FreeBurst(frames[:n])
 	}
-	pump(t, 3, 3000, [2]dpdk.Port{b, a})
+	s.pump(t, 3, 3000, [2]dpdk.Port{b, a})
 }
 
 func testEmpty(t *testing.T, a, b dpdk.Port) {

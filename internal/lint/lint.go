@@ -37,7 +37,7 @@ var Rooms = map[string][]string{
 	"dpdk/eal":             {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
 	"dpdk/memif":           {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
 	"dpdk/internal/rundir": {},
-	"dpdk/afxdp":           {"hugepages", "dpdk"},
+	"dpdk/afxdp":           {"hugepages", "dpdk", "dpdk/porttest"},
 	"broker/...":           {"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/..."},
 	"internal/transports": {
 		"hugepages", "netpoll", "rdma/...", "dpdk/...",
