@@ -187,28 +187,57 @@ func TestStopDuringHandshake(t *testing.T) {
 	}
 }
 
-// A loop without memory for another connection's receives refuses it by name, on
-// both sides, and keeps serving the others.
-func TestNoMemoryForConnection(t *testing.T) {
-	server := startNode(t, nodeOptions{loop: netpoll.Options{Pool: testPool(t, 2<<20)}})
-	url := server.listen(&echo{})
-	client := startNode(t, nodeOptions{})
-	h := newCollector()
-	c := client.dial(url, h)
-	var err error
-	for range 8 {
-		if _, err = client.loop.Dial(testCtx(t), url, newCollector()); err != nil {
-			break
-		}
-	}
-	if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), hugepages.ErrExhausted.Error()) {
-		t.Fatalf("got %v", err)
-	}
-	client.do(func() { err = sendCopy(c, []byte("still here")) })
-	if err != nil || string(h.next(t)) != "still here" {
-		t.Error(err)
+// A loop without memory, or without receives, for another connection refuses it by
+// name on both sides, and keeps serving the others.
+func TestNoRoomForConnection(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		o    nodeOptions
+		text string
+	}{
+		{"memory", nodeOptions{loop: netpoll.Options{Pool: testPool(t, 1<<20)}}, hugepages.ErrExhausted.Error()},
+		{"receives", nodeOptions{rdma: rdma.EventLoopOptions{SharedReceives: 7}}, "the 7 receives of this loop on softroce+udp are granted to others"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			server := startNode(t, tc.o)
+			sh := newCollector()
+			url := server.listen(acceptOnly{sh})
+			client := startNode(t, nodeOptions{})
+			c := client.dial(url, newCollector())
+			var last *netpoll.Conn
+			var err error
+			for range 100 {
+				more, e := client.loop.Dial(testCtx(t), url, newCollector())
+				if err = e; err != nil {
+					break
+				}
+				last = more
+			}
+			if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), tc.text) {
+				t.Fatalf("got %v", err)
+			}
+			open := server.loop.Stats().Connections
+			client.do(func() { last.Close(nil) })
+			for deadline := time.Now().Add(5 * time.Second); server.loop.Stats().Connections == open; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the server keeps the connection")
+				}
+			}
+			if _, err = client.loop.Dial(testCtx(t), url, newCollector()); err != nil {
+				t.Errorf("into the room that was made: %v", err)
+			}
+			client.do(func() { err = sendCopy(c, []byte("still here")) })
+			if err != nil || string(sh.next(t)) != "still here" {
+				t.Error(err)
+			}
+		})
 	}
 }
+
+// acceptOnly does not take note of closes.
+type acceptOnly struct{ *collector }
+
+func (acceptOnly) OnClose(*netpoll.Conn, error) {}
 
 // pointToPoint is a fabric with a device for each peer, made of UDP devices.
 type pointToPoint struct {

@@ -1,7 +1,6 @@
 package rdma
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -12,10 +11,10 @@ import (
 
 // conn is a netpoll.Wire over one queue pair. The loop's goroutine owns it.
 //
-// Its memory is R receive buffers, EventLoopOptions.Receives × a slot of
-// EventLoopOptions.ReceiveBytes: by default 64 × (8,188 + 132) B = 520 KiB, so a
-// loop's default pool of 64 MiB holds about 120 connections, and 1,000 of them
-// need 520 MiB; and its share of a completion queue, (64 + 128) × sizeof(WC).
+// Its memory while it is idle: two receive buffers, 2 × (8,188 + 132) B; its part
+// of a completion queue, (64 + 128) × sizeof(WC), 40 B; and what its device needs
+// for a queue pair with 128 sends. Under load its messages take up to 64 receive
+// buffers, of all connections together at most EventLoopOptions.SharedReceives.
 type conn struct {
 	el     *EventLoop
 	dev    *device
@@ -39,21 +38,24 @@ type conn struct {
 	sentBytes    int
 
 	// Receiving.
-	receives     []*hugepages.Buf // posted, by slot (the work request's ID)
-	vacant       []int            // slots without a buffer
-	reposts      []RecvWR         // slots with a new buffer, to be posted
-	toOwe        int              // of reposts, data receives
-	toOweControl bool             // of reposts, one is the control receive
-	owed         int              // posted again, not yet returned to the peer
-	owesControl  bool
-	creditBatch  int               // owed this much, a CREDIT goes alone
-	messages     []netpoll.Message // complete, not yet delivered
-	segments     []netpoll.Segment // of messages, then of an unfinished one
-	partStart    int               // where the unfinished one starts
-	partBytes    int
-	leases       []lease // one for each of messages
-	reading      bool
-	delivering   bool
+	rq          *receiveQueue
+	granted     int               // data receives that the peer may use, those included that it is not told of yet
+	owed        int               // of granted, not yet told
+	owesControl bool              // the peer's last CREDIT was taken, and CONTROL not returned
+	hungry      bool              // used receives since the last topUp
+	share       int               // of the device's budget
+	messages    []netpoll.Message // complete, not yet delivered
+	segments    []netpoll.Segment // of messages, then of an unfinished one
+	partStart   int               // where the unfinished one starts
+	partBytes   int
+	leases      []*hugepages.Buf // a reference to the last buffer of each of messages
+	reading     bool
+	delivering  bool
+
+	// Yielding.
+	holding bool   // in EventLoop.holders
+	yield   bool   // post a YIELD
+	heldWRs uint64 // postedWRs at the last look
 
 	// Membership of the event loop's lists.
 	dirty, ready, starved, leaving bool
@@ -66,48 +68,55 @@ type conn struct {
 	shut    bool
 }
 
-// newConn makes the queue pair and posts its receives. The caller holds a
-// reference to d, which the connection takes over only if there is no error.
+// newConn makes the queue pair and posts its receives. It takes the caller's
+// reference to d.
 func (el *EventLoop) newConn(d *device, remote string) (*conn, error) {
-	group, err := d.group(el)
-	if err != nil {
+	c := &conn{el: el, dev: d, remote: remote, reading: true, control: true, rq: d.srq}
+	if err := c.makeQP(); err != nil {
+		el.release(d)
 		return nil, err
 	}
-	c := &conn{
-		el: el, dev: d, group: group, remote: remote, reading: true, control: true,
-		receives: make([]*hugepages.Buf, d.receives), vacant: make([]int, 0, d.receives), reposts: make([]RecvWR, 0, d.receives),
-		messages: make([]netpoll.Message, 0, d.receives), segments: make([]netpoll.Segment, 0, d.receives), leases: make([]lease, 0, d.receives),
-		creditBatch: max(1, (d.receives-controlReceives)/2),
+	if c.rq == nil {
+		c.rq = &receiveQueue{el: el, queue: c.qp, bytes: d.receiveBytes}
 	}
-	c.qp, err = d.pd.CreateQP(QPConfig{SendCQ: group.cq, RecvCQ: group.cq, SendWRs: d.sendWRs, RecvWRs: d.receives})
-	if err != nil {
-		return nil, fmt.Errorf("rdma: %s: queue pair: %w", d.attr.Name, err)
-	}
-	for slot := range c.receives {
-		buf, err := el.loop.Pool().Get(d.receiveBytes, hugepages.Receive)
-		if err != nil {
-			err = fmt.Errorf("rdma: a connection needs %d receive buffers of %d bytes: %w", d.receives, d.receiveBytes, err)
-			return nil, errors.Join(err, c.qp.Close(), c.releaseReceives())
-		}
-		c.vacate(slot, buf)
-	}
-	if _, err := c.qp.PostRecv(c.reposts); err != nil {
-		return nil, errors.Join(fmt.Errorf("rdma: %s: posting receives: %w", d.attr.Name, err), c.qp.Close(), c.releaseReceives())
-	}
-	c.reposts = c.reposts[:0]
 	c.qpn = c.qp.Num()
 	d.conns[c.qpn] = c
-	group.conns++
+	c.group.conns++
 	el.activate(d)
+	c.setShare()
+	c.granted = -controlReceives // the first one is not for data
+	for c.granted < minReceives-controlReceives {
+		if err := c.grant(); err != nil {
+			c.Shut()
+			return nil, fmt.Errorf("rdma: a connection needs %d receive buffers of %d bytes: %w", minReceives, d.receiveBytes, err)
+		}
+	}
+	c.owed = 0 // describe tells
+	el.flushQueues()
+	if err := c.rq.failed; err != nil {
+		c.Shut()
+		return nil, fmt.Errorf("rdma: %s: %w", d.attr.Name, err)
+	}
 	return c, nil
 }
 
-func (c *conn) releaseReceives() error {
-	for i, b := range c.receives {
-		if b != nil {
-			b.Release()
-			c.receives[i] = nil
-		}
+func (c *conn) makeQP() (err error) {
+	d := c.dev
+	if !d.budget.admit() {
+		return fmt.Errorf("rdma: the %d receives of this loop on %s are granted to others, and a connection needs %d: raise SharedReceives, or close connections",
+			d.budget.receives, d.attr.Name, minReceives)
+	}
+	if c.group, err = d.group(c.el); err != nil {
+		return err
+	}
+	cfg := QPConfig{SendCQ: c.group.cq, RecvCQ: c.group.cq, SendWRs: d.sendWRs}
+	if d.srq != nil {
+		cfg.SRQ = d.sharedQueue
+	} else {
+		cfg.RecvWRs = d.receives
+	}
+	if c.qp, err = d.pd.CreateQP(cfg); err != nil {
+		return fmt.Errorf("rdma: %s: queue pair: %w", d.attr.Name, err)
 	}
 	return nil
 }
@@ -117,7 +126,7 @@ func (c *conn) describe() bootstrap.QP {
 	a := &c.dev.attr
 	return bootstrap.QP{
 		Device: a.Name, Label: a.Label, GID: a.GID, UDPPort: a.UDPPort, QPN: c.qpn, PSN: c.qp.StartPSN(), PathMTU: a.PathMTU,
-		Credits: c.dev.receives - controlReceives, ReceiveBytes: c.dev.receiveBytes,
+		Credits: c.granted, ReceiveBytes: c.dev.receiveBytes,
 		MaxMessage: min(c.el.loop.MaxMessageBytes(), bootstrap.MaxMessageBytes),
 	}
 }
@@ -159,15 +168,22 @@ func (c *conn) open(h netpoll.Handler, boot *liveness) (*netpoll.Conn, error) {
 
 // complete handles one work completion.
 func (c *conn) complete(wc *WC) {
+	var buf *hugepages.Buf
+	if wc.Op == WCRecv {
+		buf = c.rq.take(wc.ID)
+	}
 	switch {
-	case c.failure != nil || c.shut:
-		return
-	case wc.Status != Success:
-		c.fail(fmt.Errorf("rdma: connection to %s over %s failed: %v%s", c.remote, c.dev.attr.Name, wc.Status, c.likelyCause(wc.Status)))
+	case c.failure != nil || c.shut || wc.Status != Success:
+		if buf != nil {
+			c.rq.put(buf)
+		}
+		if c.failure == nil && !c.shut {
+			c.fail(fmt.Errorf("rdma: connection to %s over %s failed: %v%s", c.remote, c.dev.attr.Name, wc.Status, c.likelyCause(wc.Status)))
+		}
 	case wc.Op == WCSend:
 		c.sent(wc.ID)
 	default:
-		if err := c.received(wc); err != nil {
+		if err := c.received(wc, buf); err != nil {
 			c.fail(fmt.Errorf("rdma: %s: %w", c.remote, err))
 		}
 	}
@@ -248,6 +264,7 @@ func (c *conn) settle() int {
 	}
 	n := c.deliver()
 	if c.shut {
+		c.el.releaseSpare()
 		return n
 	}
 	if c.failure != nil {
@@ -256,7 +273,7 @@ func (c *conn) settle() int {
 		}
 		return n + 1
 	}
-	c.refill()
+	c.topUp()
 	return n
 }
 
@@ -297,7 +314,6 @@ func (c *conn) Shut() {
 	for c.sendq.count > 0 {
 		c.sendq.pop().buf.Release()
 	}
-	_ = c.releaseReceives()
 	for i := c.partStart; i < len(c.segments); i++ {
 		c.segments[i].Buf.Release()
 	}
@@ -305,10 +321,18 @@ func (c *conn) Shut() {
 	if !c.delivering { // else deliver does it, on the way out
 		for i := range c.messages {
 			c.messages[i].Release()
-			c.leases[i].buf.Release()
+			c.leases[i].Release()
 		}
 		c.messages, c.leases = nil, nil
 	}
+	if c.rq == c.dev.srq {
+		c.rq.needed -= controlReceives + c.granted
+	} else {
+		c.rq.close()
+	}
+	c.dev.budget.shares -= c.share
+	c.share = 0
+	c.el.stats.receives.Store(int64(c.el.receives))
 	delete(c.dev.conns, c.qpn)
 	c.group.conns--
 	c.el.deactivate(c.dev)

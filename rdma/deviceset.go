@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/rdma/bootstrap"
 )
 
@@ -17,6 +18,7 @@ type device struct {
 	attr        DeviceAttr
 	pd          PD
 	mr          *MR
+	arena       *hugepages.Arena // registered
 	link        map[string]string
 	fd          int
 
@@ -25,10 +27,13 @@ type device struct {
 	sendWRs      int
 
 	// The loop's goroutine.
-	groups []*cqGroup
-	conns  map[uint32]*conn // by queue pair number
-	last   *conn            // of lookup
-	posted bool             // posted since the last transmission
+	budget      budget
+	srq         *receiveQueue // of sharedQueue; nil if the device has none
+	sharedQueue SRQ
+	groups      []*cqGroup
+	conns       map[uint32]*conn // by queue pair number
+	last        *conn            // of lookup
+	posted      bool             // posted since the last transmission
 
 	key   deviceKey
 	refs  int           // under EventLoop.mu: connections and set-ups that use it
@@ -133,6 +138,15 @@ func (d *device) init(el *EventLoop) (err error) {
 	if d.mr, err = d.pd.RegisterMR(el.loop.Pool().Arena(), 0); err != nil {
 		return fmt.Errorf("rdma: %s: registering the loop's memory: %w", d.attr.Name, err)
 	}
+	d.arena = el.loop.Pool().Arena()
+	d.budget.receives = o.SharedReceives
+	if d.attr.Caps.Has(CapSRQ) {
+		d.budget.receives = min(o.SharedReceives, d.attr.MaxSRQWR)
+		if d.sharedQueue, err = d.pd.CreateSRQ(SRQConfig{WRs: d.budget.receives}); err != nil {
+			return fmt.Errorf("rdma: %s: shared receive queue of %d: %w", d.attr.Name, d.budget.receives, err)
+		}
+		d.srq = &receiveQueue{el: el, queue: d.sharedQueue, bytes: d.receiveBytes}
+	}
 	return nil
 }
 
@@ -165,7 +179,7 @@ func (el *EventLoop) release(d *device) {
 	if !unused {
 		return
 	}
-	err := d.closeCQs()
+	err := d.closeQueues()
 	el.setups.Add(1)
 	go func() {
 		defer el.setups.Done()
@@ -191,7 +205,13 @@ func (d *device) group(el *EventLoop) (*cqGroup, error) {
 	return g, nil
 }
 
-func (d *device) closeCQs() (err error) {
+// closeQueues frees what the connections shared; they are gone.
+func (d *device) closeQueues() (err error) {
+	if d.srq != nil {
+		err = d.sharedQueue.Close()
+		d.srq.close()
+		d.srq = nil
+	}
 	for _, g := range d.groups {
 		err = errors.Join(err, g.cq.Close())
 	}

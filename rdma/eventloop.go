@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/rdma/bootstrap"
 )
@@ -19,15 +20,20 @@ type EventLoopOptions struct {
 	Scheme string
 	// DeviceParam is the URL parameter that names the device. Default "device".
 	DeviceParam string
-	// Receives is how many messages (or pieces of one) a peer may have in flight
-	// towards this end, plus one for control: 3 to 4096, at most the device's
+	// Receives is how many messages (or pieces of one) a busy peer may have in
+	// flight towards this end, plus one for control: 2 to 4096, at most the device's
 	// MaxQPWR. Default 64.
 	Receives int
 	// ReceiveBytes is the size of one receive buffer: 256 to 8 MiB. Larger
 	// messages arrive as chains. Default 8,188: with the 4 bytes that tell that a
-	// message goes on, a piece fills packets of equal length. Each connection takes
-	// Receives × ReceiveBytes from the loop's pool.
+	// message goes on, a piece fills packets of equal length.
 	ReceiveBytes int
+	// SharedReceives bounds the receives of all connections of a device together,
+	// and so their memory, SharedReceives × ReceiveBytes of the loop's pool, which
+	// is taken as it is needed. An idle connection holds two; one that cannot have
+	// them is refused. 2 to 65,536, at most the device's MaxSRQWR if it has a shared
+	// receive queue. Default 4096: 2,048 idle connections, 34 MB.
+	SharedReceives int
 	// SendWRs is the depth of a connection's send queue: sends not yet
 	// acknowledged by the peer's device. Default 128, at most the device's
 	// MaxQPWR.
@@ -39,10 +45,18 @@ const (
 	defaultReceives     = 64
 	defaultReceiveBytes = 8<<10 - 4 // 4: the immediate, without which a piece's last packet would be its longest; see softroce's trains
 	defaultSendWRs      = 128
+	defaultShared       = 4096
+	maxShared           = 1 << 16
 
-	// sendList is the longest list of sends in one post. Its last request is
-	// signalled, so at most this many buffers wait for one completion.
-	sendList = 32
+	// sendList is the longest list of sends in one post.
+	sendList = 128
+	// signalEvery is how many requests of a list share one completion, and so how
+	// many buffers wait for one: few completions, and room again in the send queue
+	// before it is empty.
+	signalEvery = 32
+	// yieldAfter is how long a sender keeps credits that it does not use; up to twice
+	// that, for it looks once in that time.
+	yieldAfter = 100 * time.Millisecond
 	// pollList is how many completions one CQ.Poll takes.
 	pollList = 64
 	// connsPerCQ is how many connections share a completion queue: with the
@@ -78,19 +92,24 @@ type EventLoop struct {
 	loop   *netpoll.Loop
 
 	// The loop's goroutine.
-	active   []*device // with at least one connection
-	dirty    []*conn   // something to post
-	ready    []*conn   // something to deliver, to post again or to report
-	starved  []*conn   // wait for pool memory
-	leaving  []*conn   // peer gone or device broken
-	retryAt  int64
-	deadline int64         // of the devices' last Progress
-	backoff  time.Duration // of devices without descriptor
-	polls    uint64
-	drained  bool // the last poll emptied every completion queue
-	closed   bool
-	wcs      [pollList]WC
-	sendWRs  [sendList]SendWR
+	active      []*device        // with at least one connection
+	dirty       []*conn          // something to post
+	ready       []*conn          // something to deliver, to post again or to report
+	starved     []*conn          // wait for pool memory
+	leaving     []*conn          // peer gone or device broken
+	holders     []*conn          // have more than one credit
+	yieldAt     int64            // when to look whether holders use them
+	receives    int              // posted now
+	dirtyQueues []*receiveQueue  // something to post
+	spare       []*hugepages.Buf // left by handlers, for the receives of the connection at hand
+	retryAt     int64
+	deadline    int64         // of the devices' last Progress
+	backoff     time.Duration // of devices without descriptor
+	polls       uint64
+	drained     bool // the last poll emptied every completion queue
+	closed      bool
+	wcs         [pollList]WC
+	sendWRs     [sendList]SendWR
 
 	// The control path.
 	ctx     context.Context // ends when the event loop closes
@@ -105,13 +124,19 @@ type EventLoop struct {
 }
 
 type counters struct {
-	doorbells, creditMessages, copiedMessages, copiedBytes, starved atomic.Uint64
+	doorbells, creditMessages, copiedMessages, copiedBytes, starved, receivePosts, yields, yieldedReceives atomic.Uint64
+	receives                                                                                               atomic.Int64
 }
 
 // Stats of an EventLoop since it was made.
 type Stats struct {
 	Doorbells      uint64 // lists of sends posted
-	CreditMessages uint64 // control messages that returned credits alone
+	CreditMessages uint64 // control messages that granted credits alone
+	Yields         uint64 // messages of this end that gave credits back after idling
+	Yielded        uint64 // receives that idle peers gave back
+	ReceivePosts   uint64 // lists of receives posted
+	Receives       int64  // receive buffers posted now
+	ReceiveBytes   int64  // their payload bytes
 	CopiedMessages uint64 // sends copied because the device has not registered their memory
 	CopiedBytes    uint64
 	Starved        uint64 // receives that could not be posted again at once: the pool was exhausted
@@ -130,6 +155,7 @@ func NewEventLoop(fabric Fabric, o EventLoopOptions) *EventLoop {
 	setDefault(&o.Receives, defaultReceives)
 	setDefault(&o.ReceiveBytes, defaultReceiveBytes)
 	setDefault(&o.SendWRs, defaultSendWRs)
+	setDefault(&o.SharedReceives, defaultShared)
 	ctx, cancel := context.WithCancel(context.Background())
 	return &EventLoop{
 		opts: o, fabric: fabric, id: loopIDs.Add(1), ctx: ctx, cancel: cancel, backoff: pollDeviceMin,
@@ -151,7 +177,8 @@ func (el *EventLoop) Stats() Stats {
 	s := &el.stats
 	return Stats{
 		Doorbells: s.doorbells.Load(), CreditMessages: s.creditMessages.Load(), CopiedMessages: s.copiedMessages.Load(),
-		CopiedBytes: s.copiedBytes.Load(), Starved: s.starved.Load(),
+		CopiedBytes: s.copiedBytes.Load(), Starved: s.starved.Load(), Yields: s.yields.Load(), Yielded: s.yieldedReceives.Load(),
+		ReceivePosts: s.receivePosts.Load(), Receives: s.receives.Load(), ReceiveBytes: s.receives.Load() * int64(el.opts.ReceiveBytes),
 	}
 }
 
@@ -164,6 +191,7 @@ func (el *EventLoop) Attach(l *netpoll.Loop) error {
 	}{
 		{"Receives", o.Receives, minReceives, bootstrap.MaxCredits},
 		{"ReceiveBytes", o.ReceiveBytes, bootstrap.MinReceiveBytes, bootstrap.MaxReceiveBytes},
+		{"SharedReceives", o.SharedReceives, minReceives, maxShared},
 		{"SendWRs", o.SendWRs, 1, 1 << 16},
 	} {
 		if f.value < f.low || f.value > f.high {
@@ -202,6 +230,9 @@ func (el *EventLoop) Poll(budget int) int {
 	}
 	clear(el.ready)
 	el.ready = el.ready[:0]
+	if len(el.holders) > 0 && now >= el.yieldAt {
+		el.yieldIdle(now)
+	}
 	if len(el.leaving) > 0 && el.drained {
 		el.endLeaving()
 	}
@@ -218,12 +249,14 @@ func (el *EventLoop) reap(budget int) int {
 	el.drained = true
 	for _, d := range el.active {
 		for _, g := range d.groups {
-			for g.conns > 0 {
+			for g.conns > 0 || d.srq != nil {
 				n := g.cq.Poll(el.wcs[:])
 				for i := range n {
 					wc := &el.wcs[i]
 					if c := d.lookup(wc.QPN); c != nil {
 						c.complete(wc)
+					} else if wc.Op == WCRecv && d.srq != nil { // of a pair that is closed
+						d.srq.put(d.srq.take(wc.ID))
 					}
 				}
 				work += n
@@ -265,16 +298,57 @@ func (el *EventLoop) endLeaving() {
 	}
 }
 
+// yieldIdle gives back the credits of connections that have posted nothing since
+// the last look.
+func (el *EventLoop) yieldIdle(now int64) {
+	el.yieldAt = now + int64(yieldAfter)
+	keep := el.holders[:0]
+	for _, c := range el.holders {
+		switch {
+		case c.shut || c.credits <= 1:
+			c.holding = false
+		case c.sendq.count > 0 || c.postedWRs != c.heldWRs:
+			c.heldWRs = c.postedWRs
+			keep = append(keep, c)
+		default:
+			c.yield = true
+			c.setDirty()
+			keep = append(keep, c)
+		}
+	}
+	clear(el.holders[len(keep):])
+	el.holders = keep
+}
+
+// flushQueues posts receives, which must happen before their peers hear of them.
+func (el *EventLoop) flushQueues() {
+	if len(el.dirtyQueues) == 0 {
+		return
+	}
+	for _, q := range el.dirtyQueues {
+		q.flush()
+	}
+	clear(el.dirtyQueues)
+	el.dirtyQueues = el.dirtyQueues[:0]
+	el.stats.receives.Store(int64(el.receives))
+}
+
 // flush posts what connections have to send, and transmits it.
 func (el *EventLoop) flush() {
+	el.flushQueues()
 	if len(el.dirty) == 0 {
 		return
 	}
 	for i := 0; i < len(el.dirty); i++ {
 		c := el.dirty[i]
 		c.dirty = false
-		if !c.shut && c.segmentBytes > 0 {
-			c.post()
+		if c.shut || c.segmentBytes == 0 {
+			continue
+		}
+		if c.rq.failed != nil {
+			c.setBroken(c.rq.failed)
+		}
+		for c.post() == sendList {
 		}
 	}
 	clear(el.dirty)
@@ -315,6 +389,9 @@ func (el *EventLoop) Arm() (int64, bool) {
 	if len(el.starved) > 0 {
 		deadline = earlier(deadline, el.retryAt)
 	}
+	if len(el.holders) > 0 {
+		deadline = earlier(deadline, el.yieldAt)
+	}
 	if blind {
 		deadline = earlier(deadline, el.loop.Clock()+int64(el.backoff))
 		el.backoff = min(2*el.backoff, pollDeviceMax)
@@ -352,7 +429,7 @@ func (el *EventLoop) Close() error {
 	el.setups.Wait() // farewells of those, and devices that were dropped
 	var err error
 	for d := range el.devices {
-		err = errors.Join(err, d.closeCQs(), el.fabric.Drop(d.dev))
+		err = errors.Join(err, d.closeQueues(), el.fabric.Drop(d.dev))
 	}
 	return errors.Join(err, el.fabric.Close())
 }

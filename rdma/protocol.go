@@ -12,48 +12,66 @@ import "errors"
 //	bit 31      MORE: the message goes on in the next SEND
 //	bit 30      CREDIT: a control message, no data
 //	bit 29      CONTROL: the control receive that the peer's last CREDIT used is posted again
-//	bits 16–28  zero
-//	bits 0–15   data receives returned: posted again since the last return
+//	bit 28      YIELD: no data; bits 16–27 data receives are given back unused
+//	bits 16–27  with YIELD as above, else zero
+//	bits 0–15   data receives granted: posted for the peer since the last grant
 //
 // SEND without immediate is the last or only piece of a message, with nothing to
-// return.
+// grant.
 //
 // # Credits
 //
-// Each side posts R receives before the other learns its queue pair number, and
-// grants D = R-1 of them for data. A sender spends one credit for each data SEND
-// and stops at none, so that a receive is always posted: RNR NAKs do not occur.
-// A credit is owed back as soon as a buffer is posted in place of the one used.
-// Debts travel with the next data, or alone in a CREDIT as soon as they reach
-// half of the window.
+// A sender spends one credit for each data SEND and stops at none. A receive is
+// posted before the peer hears of it, so a receive is always posted: RNR NAKs do
+// not occur. Where a device has a shared receive queue, the connections of a loop
+// share it, and the sum granted never exceeds it. The others have a queue each.
+//
+// A new connection holds two receives: one for data, one for control. When data
+// comes, its receiver grants more, up to its window; with a shared queue no
+// connection is granted more than what the others leave free, so that those which
+// are busy come to hold equal parts and there is room for the next (the dynamic
+// thresholds of Choudhury and Hahne, 1998, with α = 1). Receives whose messages
+// wait for their handler count, so a reader that pauses cannot make the sum grow. A
+// sender that has been idle keeps one credit and gives back the others with a
+// YIELD, which spends a credit as data does.
+//
+// Grants travel with the next data, or alone in a CREDIT as soon as they are as
+// many as the credits that the peer has been told of and not used.
 //
 // The one receive that is not granted is for CREDITs, one at a time: after a
 // CREDIT its sender may send another only when CONTROL came back. CONTROL travels
-// with data or with a CREDIT and never needs a message of its own, because:
+// with data, with a YIELD or with a CREDIT and never needs a message of its own,
+// because:
 //
-//   - B sends a CREDIT only when it returns at least one data credit with it.
+//   - B sends a CREDIT only when it grants at least one data credit with it.
 //   - While B waits for CONTROL, its CREDIT is on the way to A (RC delivers it,
 //     and its receive is posted) or A has it. Having it, A holds a data credit and
-//     owes CONTROL.
+//     owes CONTROL. A YIELD leaves A one credit.
 //   - If A then has data to send it can send, and CONTROL goes with it: B may send
 //     CREDITs again. If A has none, nobody waits for credits of B's.
 //
 // A receive that a CREDIT used is posted again at once, with the same buffer: no
 // handler ever holds it, so an exhausted pool cannot keep CONTROL back.
 //
-// With 3 ≤ R, half of the window is at least one and at most D, and once all
-// data in flight has been taken and buffers were posted again everything is owed,
-// so a return that a blocked sender needs is always due.
+// Once all data in flight has been taken, a blocked sender has used all that it
+// was told of, so the first receive that is posted for it is due at once.
+//
+// A peer that sends more than it was granted takes receives that belong to others.
+// Its next completion shows it, and closes its connection.
 const (
-	immMore     = 1 << 31
-	immCredit   = 1 << 30
-	immControl  = 1 << 29
-	immZero     = 0x1fff << 16
-	immReturned = 1<<16 - 1
+	immMore    = 1 << 31
+	immCredit  = 1 << 30
+	immControl = 1 << 29
+	immYield   = 1 << 28
+	immYielded = 0xfff << immYieldedShift
+	immGranted = 1<<16 - 1
+
+	immYieldedShift = 16
 
 	// controlReceives are the receives not granted for data.
 	controlReceives = 1
-	minReceives     = 3
+	// minReceives is what a connection holds that is idle.
+	minReceives = controlReceives + 1
 )
 
 // ErrPeerAborted is the reason of a close when the peer closed its end before it

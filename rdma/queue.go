@@ -81,7 +81,9 @@ type QP interface {
 	// PostRecv posts receive buffers; allowed from INIT on, and only without an SRQ.
 	PostRecv(wrs []RecvWR) (n int, err error)
 	// Close destroys the pair. Posted work is dropped without a completion; the
-	// device no longer touches its memory after the return. A receive that it had
-	// begun to fill from an SRQ is lost with it.
+	// device no longer touches its memory after the return. Receives that it had
+	// taken from an SRQ and whose completions nobody has polled are not lost: each goes
+	// back to the SRQ, to be filled again, or completes on RecvCQ after all. Otherwise
+	// peers that come and go would empty the SRQ of all others.
 	Close() error
 }

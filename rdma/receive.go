@@ -1,39 +1,46 @@
 package rdma
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma/bootstrap"
 )
 
-// lease remembers which receive a delivered message's last buffer came from.
-type lease struct {
-	slot int
-	buf  *hugepages.Buf // a reference of the connection's own
-}
-
-// received handles the completion of a receive.
-func (c *conn) received(wc *WC) error {
-	slot := int(wc.ID)
-	buf := c.receives[slot]
-	c.receives[slot] = nil
+// received handles the completion of a receive, whose buffer it takes.
+func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 	more := false
 	if wc.HasImm {
 		if wc.Imm&immCredit != 0 {
-			c.vacate(slot, buf)
-			c.toOweControl = true
-			if wc.Imm&immMore != 0 || wc.Bytes != 0 {
+			c.rq.put(buf)
+			if wc.Imm&(immMore|immYield) != 0 || wc.Bytes != 0 {
 				return fmt.Errorf("%w: a control message with data", netpoll.ErrProtocol)
 			}
-			return c.takeReturns(wc.Imm)
+			if c.owesControl {
+				return fmt.Errorf("%w: a control message before the last one was answered", netpoll.ErrProtocol)
+			}
+			c.owesControl = true
+			return c.takeGrant(wc.Imm)
 		}
-		if err := c.takeReturns(wc.Imm); err != nil {
-			buf.Release()
+		if err := c.takeGrant(wc.Imm); err != nil {
+			c.rq.put(buf)
 			return err
 		}
 		more = wc.Imm&immMore != 0
 	}
+	if c.granted <= c.owed {
+		c.rq.put(buf)
+		return fmt.Errorf("%w: it sent more than it was granted receives for", netpoll.ErrProtocol)
+	}
+	c.granted--
+	c.rq.needed--
+	if wc.HasImm && wc.Imm&immYield != 0 {
+		c.rq.put(buf)
+		return c.takeYield(wc)
+	}
+	c.hungry = true
 	buf.SetWindow(0, wc.Bytes)
 	c.segments = append(c.segments, netpoll.Segment{Data: buf.Bytes(), Buf: buf})
 	c.partBytes += wc.Bytes
@@ -42,34 +49,57 @@ func (c *conn) received(wc *WC) error {
 		return fmt.Errorf("%w: a message of more than %d bytes: raise MaxMessageBytes here or send less", netpoll.ErrProtocol, c.el.loop.MaxMessageBytes())
 	case more && wc.Bytes != c.dev.receiveBytes:
 		return fmt.Errorf("%w: a piece of %d bytes in the middle of a message, want %d", netpoll.ErrProtocol, wc.Bytes, c.dev.receiveBytes)
-	case more:
-		// The chain keeps this buffer until its end; the receive needs another.
-		c.vacant = append(c.vacant, slot)
+	case more: // the chain keeps this buffer until its end
 		return nil
 	}
 	chain := c.segments[c.partStart:]
 	c.messages = append(c.messages, netpoll.Message{Segment: chain[0], Rest: chain[1:len(chain):len(chain)]})
-	c.leases = append(c.leases, lease{slot, buf.Retain()})
+	c.leases = append(c.leases, buf.Retain())
 	c.partStart, c.partBytes = len(c.segments), 0
 	return nil
 }
 
-// takeReturns handles what the peer gave back.
-func (c *conn) takeReturns(imm uint32) error {
-	n := int(imm & immReturned)
+// takeGrant handles what the peer grants.
+func (c *conn) takeGrant(imm uint32) error {
+	n := int(imm & immGranted)
 	c.credits += n
-	if imm&immZero != 0 || c.credits > c.peer.Credits || imm&immControl != 0 && c.control {
-		return fmt.Errorf("%w: immediate %#x returns what was not taken, or sets unknown bits", netpoll.ErrProtocol, imm)
+	if c.credits > bootstrap.MaxCredits || imm&immYield == 0 && imm&immYielded != 0 || imm&immControl != 0 && c.control {
+		return fmt.Errorf("%w: immediate %#x grants more than %d receives, frees a control receive that is free, or sets unknown bits", netpoll.ErrProtocol, imm, bootstrap.MaxCredits)
 	}
 	if imm&immControl != 0 {
 		c.control = true
+	}
+	if c.credits > 1 && !c.holding {
+		c.holding, c.heldWRs = true, c.postedWRs
+		if len(c.el.holders) == 0 {
+			c.el.yieldAt = c.el.loop.Now() + int64(yieldAfter)
+		}
+		c.el.holders = append(c.el.holders, c)
 	}
 	c.setDirty()
 	return nil
 }
 
-// deliver hands what has arrived to the handler, and posts the buffers again
-// that it did not keep.
+// takeYield handles receives that an idle peer gives back.
+func (c *conn) takeYield(wc *WC) error {
+	n := int(wc.Imm & immYielded >> immYieldedShift)
+	// What it was not told of yet it shall not hear of either.
+	c.granted -= c.owed
+	c.rq.needed -= c.owed
+	c.owed = 0
+	if wc.Imm&immMore != 0 || wc.Bytes != 0 || len(c.segments) > c.partStart || n > c.granted {
+		return fmt.Errorf("%w: a yield with data, inside a message, or of %d receives where it held %d", netpoll.ErrProtocol, n, c.granted)
+	}
+	c.granted -= n
+	c.rq.needed -= n
+	c.el.stats.yieldedReceives.Add(uint64(n))
+	// The sender kept one, unless it was granted none when it sent this.
+	c.hungry = c.granted == 0
+	return nil
+}
+
+// deliver hands what has arrived to the handler, and collects the buffers that it
+// did not keep.
 func (c *conn) deliver() int {
 	n := len(c.messages)
 	if n == 0 || !c.reading || c.ep == nil {
@@ -84,64 +114,80 @@ func (c *conn) deliver() int {
 	clear(c.segments[rest:])
 	c.segments = c.segments[:rest]
 	c.partStart = 0
-	for i, l := range c.leases {
-		c.leases[i] = lease{}
-		switch {
-		case c.shut || l.buf.Refs() > 1: // kept by the handler
-			l.buf.Release()
-			c.vacant = append(c.vacant, l.slot)
-		default:
-			c.vacate(l.slot, l.buf)
-			c.toOwe++
+	for i, b := range c.leases {
+		c.leases[i] = nil
+		if b.Refs() > 1 { // kept by the handler
+			b.Release()
+		} else {
+			c.el.spare = append(c.el.spare, b)
 		}
 	}
 	c.leases = c.leases[:0]
 	return n
 }
 
-// vacate lists a receive to be posted by refill, with buf.
-func (c *conn) vacate(slot int, buf *hugepages.Buf) {
-	buf.SetWindow(0, c.dev.receiveBytes)
-	c.receives[slot] = buf
-	c.reposts = append(c.reposts, RecvWR{ID: uint64(slot), Data: buf.Bytes()})
-}
-
-// refill posts receives again. What the pool has no buffer for now stays vacant
-// and is tried again later; its credit is not returned meanwhile. A paused
-// connection takes no new buffers, which is what holds the peer back.
-func (c *conn) refill() {
-	for len(c.vacant) > 0 && c.reading && c.ep != nil {
-		buf, err := c.el.loop.Pool().Get(c.dev.receiveBytes, hugepages.Receive)
-		if err != nil {
-			c.el.stats.starved.Add(1)
-			c.starve()
-			break
+// topUp grants the peer receives in place of those that its data used. What the
+// pool has no buffer for now is tried again later. A paused connection grants
+// nothing, which is what holds the peer back.
+func (c *conn) topUp() {
+	if c.hungry && c.reading && c.ep != nil {
+		c.hungry = false
+		for target := c.dev.budget.target(c); c.granted+len(c.leases) < target; {
+			if err := c.grant(); err != nil {
+				if !errors.Is(err, hugepages.ErrExhausted) {
+					c.setBroken(err)
+					break
+				}
+				c.hungry = true
+				c.el.stats.starved.Add(1)
+				c.starve()
+				break
+			}
 		}
-		slot := c.vacant[len(c.vacant)-1]
-		c.vacant = c.vacant[:len(c.vacant)-1]
-		c.vacate(slot, buf)
-		c.toOwe++
+		if c.creditDue() {
+			c.setDirty()
+		}
 	}
-	if len(c.reposts) == 0 {
-		return
-	}
-	if n, err := c.qp.PostRecv(c.reposts); n < len(c.reposts) {
-		c.setBroken(fmt.Errorf("posting a receive: %w", err))
-	}
-	clear(c.reposts)
-	c.reposts = c.reposts[:0]
-	// Only now may the peer hear of them.
-	c.owed += c.toOwe
-	c.toOwe = 0
-	c.owesControl = c.owesControl || c.toOweControl
-	c.toOweControl = false
-	if c.owed >= c.creditBatch {
-		c.setDirty()
-	}
+	c.setShare()
+	c.el.releaseSpare()
 }
 
-// SetReading implements netpoll.Wire. While reading is off, at most all R
-// receives fill up and wait; then the peer is out of credits.
+func (el *EventLoop) releaseSpare() {
+	for i, b := range el.spare {
+		b.Release()
+		el.spare[i] = nil
+	}
+	el.spare = el.spare[:0]
+}
+
+// grant posts one receive more, of which the peer is told with the next data or
+// CREDIT.
+func (c *conn) grant() error {
+	err := c.rq.need(&c.el.spare)
+	if err == nil {
+		c.granted++
+		c.owed++
+	}
+	return err
+}
+
+// creditDue tells whether grants should wait for data no longer: the peer has used
+// half of what it could know of, or all.
+func (c *conn) creditDue() bool { return c.owed > 0 && 2*c.owed >= c.granted }
+
+// setShare enters into the budget what the connection may hold now. One receive
+// for data is its own even while it is not granted.
+func (c *conn) setShare() {
+	share := controlReceives + max(1, c.granted+len(c.leases))
+	if c.dev.srq == nil { // nobody else can use what stays posted here
+		share = max(share, c.rq.posted+len(c.leases))
+	}
+	c.dev.budget.shares += share - c.share
+	c.share = share
+}
+
+// SetReading implements netpoll.Wire. While reading is off, at most what was
+// granted fills up and waits; then the peer is out of credits.
 func (c *conn) SetReading(on bool) {
 	c.reading = on
 	if on {

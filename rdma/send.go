@@ -48,7 +48,7 @@ func (q *sendQueue) pop() outgoing {
 
 // Send implements netpoll.Wire.
 func (c *conn) Send(b *hugepages.Buf) {
-	c.sendq.push(outgoing{buf: b, size: b.Len(), placed: b.Arena() == c.dev.mr.Arena})
+	c.sendq.push(outgoing{buf: b, size: b.Len(), placed: b.Arena() == c.dev.arena})
 	c.setDirty()
 }
 
@@ -64,44 +64,60 @@ func (c *conn) setDirty() {
 	}
 }
 
-// post hands what credits and the send queue's depth allow to the device, in
-// lists that end in a signalled request. It returns how many requests.
+// post hands what credits and the send queue's depth allow to the device, in one
+// list. Every signalEvery-th request and the last are signalled. It returns how
+// many requests.
 func (c *conn) post() int {
-	total := 0
-	for c.broken == nil {
-		wrs := c.el.sendWRs[:0]
-		room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
-		for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
-			m := c.sendq.at(c.unposted)
-			if !m.placed && !c.place(m) {
-				break
-			}
-			wrs = append(wrs, c.nextSegment(m))
-		}
-		if len(wrs) == 0 && room > 0 && c.control && c.owed >= c.creditBatch {
-			c.control = false
-			c.postedWRs++
-			wrs = append(wrs, SendWR{ID: c.postedWRs, Op: OpSendImm, Imm: immCredit | c.returns()})
-			c.el.stats.creditMessages.Add(1)
-		}
-		if len(wrs) == 0 {
+	if c.broken != nil {
+		return 0
+	}
+	wrs := c.el.sendWRs[:0]
+	room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
+	for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
+		m := c.sendq.at(c.unposted)
+		if !m.placed && !c.place(m) {
 			break
 		}
-		wrs[len(wrs)-1].Signaled = true
-		n, err := c.qp.PostSend(wrs)
-		if n < len(wrs) {
-			// The device took fewer than its queue has room for: the pair is in error,
-			// and a completion says why.
-			c.setBroken(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
+		wrs = append(wrs, c.nextSegment(m))
+		if len(wrs)%signalEvery == 0 {
+			wrs[len(wrs)-1].Signaled = true
 		}
-		clear(wrs)
-		total += len(wrs)
 	}
-	if total > 0 {
-		c.dev.posted = true
-		c.el.stats.doorbells.Add(1)
+	if len(wrs) == 0 && room > 0 {
+		switch {
+		case c.control && c.creditDue():
+			c.control = false
+			wrs = append(wrs, c.bare(immCredit))
+			c.el.stats.creditMessages.Add(1)
+		case c.yield && c.credits > 1 && c.unposted == c.sendq.count:
+			n := min(c.credits-2, immYielded>>immYieldedShift)
+			c.credits -= n + 1
+			wrs = append(wrs, c.bare(immYield|uint32(n)<<immYieldedShift))
+			c.el.stats.yields.Add(1)
+		}
 	}
-	return total
+	c.yield = false
+	if len(wrs) == 0 {
+		return 0
+	}
+	wrs[len(wrs)-1].Signaled = true
+	n, err := c.qp.PostSend(wrs)
+	if n < len(wrs) {
+		// The device took fewer than its queue has room for: the pair is in error,
+		// and a completion says why.
+		c.setBroken(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
+	}
+	n = len(wrs)
+	clear(wrs)
+	c.dev.posted = true
+	c.el.stats.doorbells.Add(1)
+	return n
+}
+
+// bare is a request that carries no data.
+func (c *conn) bare(imm uint32) SendWR {
+	c.postedWRs++
+	return SendWR{ID: c.postedWRs, Op: OpSendImm, Imm: imm | c.grants()}
 }
 
 // nextSegment cuts the next work request from m.
@@ -119,7 +135,7 @@ func (c *conn) nextSegment(m *outgoing) SendWR {
 		m.last, m.whole = c.postedWRs, true
 		c.unposted++
 	}
-	imm |= c.returns()
+	imm |= c.grants()
 	wr := SendWR{ID: c.postedWRs, Op: OpSend, Data: data}
 	if imm != 0 {
 		wr.Op, wr.Imm = OpSendImm, imm
@@ -127,8 +143,8 @@ func (c *conn) nextSegment(m *outgoing) SendWR {
 	return wr
 }
 
-// returns settles what is owed to the peer and says so in an immediate.
-func (c *conn) returns() uint32 {
+// grants says in an immediate what the peer may use now.
+func (c *conn) grants() uint32 {
 	imm := uint32(c.owed)
 	c.owed = 0
 	if c.owesControl {
@@ -173,7 +189,7 @@ func (c *conn) sent(seq uint64) {
 		c.unposted--
 		c.sendq.pop().buf.Release()
 	}
-	if c.unposted < c.sendq.count || c.owed >= c.creditBatch {
+	if c.unposted < c.sendq.count || c.creditDue() {
 		c.setDirty()
 	}
 }

@@ -291,9 +291,7 @@ func (el *EventLoop) drop(d *device) {
 // establish turns a reference to d into a connection.
 func (el *EventLoop) establish(d *device, remote string) (c *conn, err error) {
 	err = el.do(func() (err error) {
-		if c, err = el.newConn(d, remote); err != nil {
-			el.release(d)
-		}
+		c, err = el.newConn(d, remote)
 		return err
 	})
 	return c, err
