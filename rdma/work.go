@@ -96,8 +96,8 @@ const (
 	RemoteOpError     Status = 11 // IBV_WC_REM_OP_ERR
 	RetryExceeded     Status = 12 // IBV_WC_RETRY_EXC_ERR
 	RNRRetryExceeded  Status = 13 // IBV_WC_RNR_RETRY_EXC_ERR
-	RemoteInvalidRD   Status = 14 // IBV_WC_REM_INV_RD_REQ_ERR
-	RemoteAborted     Status = 15 // IBV_WC_REM_ABORT_ERR
+	RemoteInvalidRD   Status = 15 // IBV_WC_REM_INV_RD_REQ_ERR
+	RemoteAborted     Status = 16 // IBV_WC_REM_ABORT_ERR
 	FatalError        Status = 19 // IBV_WC_FATAL_ERR
 	ResponseTimeout   Status = 20 // IBV_WC_RESP_TIMEOUT_ERR
 	GeneralError      Status = 21 // IBV_WC_GENERAL_ERR

@@ -19,6 +19,11 @@ const (
 	MaxInline = 256
 	// MaxQPWR is the deepest work queue of a queue pair.
 	MaxQPWR = 1 << 14
+	// MaxSRQWR is the deepest shared receive queue.
+	MaxSRQWR = 1 << 16
+	// MaxRdAtomic is how many READs and atomics a queue pair may have under way or
+	// accept at once: that of rdma_rxe.
+	MaxRdAtomic = 128
 	// MaxCQE is the deepest completion queue.
 	MaxCQE = 1 << 22
 	// MaxQPs is how many queue pairs a device can have: one block of queue pair
@@ -53,6 +58,12 @@ type Options struct {
 	// progress before it fails with rdma.RetryExceeded, or rdma.RNRRetryExceeded if
 	// the peer is alive but has no receive posted; default 3 s.
 	PeerTimeout time.Duration
+	// RNRDelay is what a peer is asked to wait that finds no receive posted; default
+	// 120 µs, rounded up to one of the 31 times that the wire knows, 655.36 ms at most.
+	RNRDelay time.Duration
+	// RNRRetries is how many such answers without progress a send survives; default: as
+	// many as come within PeerTimeout.
+	RNRRetries int
 
 	random func() uint32 // tests choose QPNs and PSNs
 }
@@ -70,6 +81,9 @@ func (o Options) withDefaults(a LinkAttr) Options {
 	}
 	if o.PeerTimeout <= 0 {
 		o.PeerTimeout = 3 * time.Second
+	}
+	if o.RNRDelay <= 0 {
+		o.RNRDelay = 120 * time.Microsecond
 	}
 	if o.random == nil {
 		o.random = random
@@ -108,7 +122,9 @@ type Device struct {
 	now                 int64
 	nextTimer           int64 // no timer of a queue pair expires before
 	armed               int   // queue pairs with a running timer
+	answering           bool  // some queue pair has more to answer than its turn let it
 	ackDelay, peerDelay int64
+	rnrSyndrome         roce.Syndrome
 
 	stats Stats
 
@@ -116,6 +132,8 @@ type Device struct {
 	table   [qpnBlock]*queuePair // by number within the block
 	live    []*queuePair         // all of them
 	pds     []*domain
+	rkeys   map[uint32]*region // by remote key
+	events  []rdma.Event       // not yet polled
 }
 
 var _ rdma.Device = (*Device)(nil)
@@ -125,13 +143,14 @@ var _ rdma.Device = (*Device)(nil)
 // nobody can guess them.
 func New(link Link, opts Options) *Device {
 	a := link.Attr()
-	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64}
+	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64, rkeys: map[uint32]*region{}}
 	headers := 8 + 40
 	if a.Local.Addr().Unmap().Is4() {
 		headers = 8 + 20
 	}
 	d.pathMTU = roce.PathMTU(a.MTU + headers)
 	d.ackDelay, d.peerDelay = int64(d.opts.AckDelay), int64(d.opts.PeerTimeout)
+	d.rnrSyndrome = roce.RNRSyndrome(d.opts.RNRDelay)
 	// Blocks 0 and 0xfff hold the numbers that the IBTA reserves: 0, 1 and 0xffffff.
 	d.qpnBase = (1 + d.opts.random()%(1<<12-2)) * qpnBlock
 	return d
@@ -142,6 +161,7 @@ func (d *Device) Attr() rdma.DeviceAttr {
 	return rdma.DeviceAttr{
 		Name: d.attr.Name, Label: "user-space", GID: d.attr.Local.Addr(), UDPPort: d.attr.Local.Port(),
 		PathMTU: d.pathMTU, MaxMsg: MaxMessage, MaxInline: MaxInline, MaxQPWR: MaxQPWR,
+		Caps: rdma.CapWrite | rdma.CapRead | rdma.CapAtomic | rdma.CapSRQ, MaxSRQWR: MaxSRQWR, MaxRdAtomic: MaxRdAtomic, MaxDestRdAtomic: MaxRdAtomic,
 	}
 }
 
@@ -162,9 +182,6 @@ func (d *Device) AllocPD() (rdma.PD, error) {
 	return p, nil
 }
 
-// PollEvents implements rdma.Device.
-func (d *Device) PollEvents([]rdma.Event) int { return 0 }
-
 // CreateCQ implements rdma.Device.
 func (d *Device) CreateCQ(depth int) (rdma.CQ, error) {
 	if d.closed {
@@ -181,9 +198,20 @@ func (d *Device) createQP(p *domain, cfg rdma.QPConfig) (*queuePair, error) {
 		return nil, fmt.Errorf("softroce: link %s carries packets of %d bytes; the smallest path MTU needs %d",
 			d.attr.Name, d.attr.MTU, roce.MinPathMTU+roce.MaxHeaders-28)
 	}
-	for _, n := range [...]int{cfg.SendWRs, cfg.RecvWRs} {
-		if n < 1 || n > MaxQPWR {
-			return nil, fmt.Errorf("softroce: work queue of %d requests; give 1 to %d", n, MaxQPWR)
+	srq, _ := cfg.SRQ.(*sharedQueue)
+	switch {
+	case cfg.SRQ != nil && (srq == nil || srq.pd != p || srq.closed):
+		return nil, errors.New("softroce: a queue pair needs an open shared receive queue of its own domain")
+	case srq != nil && cfg.RecvWRs != 0:
+		return nil, fmt.Errorf("softroce: receive queue of %d requests beside a shared one; give 0", cfg.RecvWRs)
+	case srq == nil && (cfg.RecvWRs < 1 || cfg.RecvWRs > MaxQPWR):
+		return nil, fmt.Errorf("softroce: receive queue of %d requests; give 1 to %d", cfg.RecvWRs, MaxQPWR)
+	case cfg.SendWRs < 1 || cfg.SendWRs > MaxQPWR:
+		return nil, fmt.Errorf("softroce: send queue of %d requests; give 1 to %d", cfg.SendWRs, MaxQPWR)
+	}
+	for _, n := range [...]int{cfg.MaxRdAtomic, cfg.MaxDestRdAtomic} {
+		if n < 0 || n > MaxRdAtomic {
+			return nil, fmt.Errorf("softroce: %d READs and atomics at once; give 0 to %d", n, MaxRdAtomic)
 		}
 	}
 	scq, ok1 := cfg.SendCQ.(*completionQueue)
@@ -203,6 +231,10 @@ func (d *Device) createQP(p *domain, cfg rdma.QPConfig) (*queuePair, error) {
 	d.live = append(d.live, q)
 	scq.qps++
 	rcq.qps++
+	if srq != nil {
+		q.srq = srq
+		srq.qps++
+	}
 	return q, nil
 }
 
@@ -224,6 +256,6 @@ func (d *Device) Close() error {
 	for _, p := range d.pds {
 		p.drop()
 	}
-	d.closed, d.pds = true, nil
+	d.closed, d.pds, d.events = true, nil, nil
 	return d.link.Close()
 }

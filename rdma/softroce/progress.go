@@ -61,11 +61,13 @@ func (d *Device) deadline(now int64) int64 {
 	if d.armed > 0 {
 		t = d.nextTimer
 	}
-	if len(d.resp) > 0 {
-		t = min(t, d.resp[0].ackAt)
-	}
-	if d.starved {
+	switch {
+	case d.starved:
 		t = min(t, now+txRetryNanos)
+	case d.answering:
+		return now
+	case len(d.resp) > 0:
+		t = min(t, d.resp[0].ackAt)
 	}
 	if t == math.MaxInt64 {
 		return 0
@@ -153,28 +155,32 @@ func (d *Device) sendFrames() {
 	d.stats.TxBytes += uint64(bytes)
 }
 
-// respond sends the responses that are due, or only the urgent ones among them.
+// respond sends answers and the responses that are due, or only the urgent ones
+// among them. Each queue pair has a turn of quantum packets.
 func (d *Device) respond(now int64, urgent bool) (sent int) {
 	keep := 0
+	d.answering = false
 	for i, q := range d.resp {
-		if q.resp == respNone {
-			q.inResp = false
-			continue
+		due := q.respDue(now, urgent)
+		left := q.resp != respNone
+		if due || !q.answers.empty() {
+			var n int
+			var starved bool
+			n, left, starved = q.respond(quantum, due)
+			sent += n
+			if starved {
+				d.respStarved = true
+				keep += copy(d.resp[keep:], d.resp[i:])
+				break
+			}
+			d.answering = d.answering || !q.answers.empty()
 		}
-		if !q.respDue(now, urgent) {
+		if left {
 			d.resp[keep] = q
 			keep++
-			continue
+		} else {
+			q.inResp = false
 		}
-		f := d.frame()
-		if f == nil {
-			d.respStarved = true
-			keep += copy(d.resp[keep:], d.resp[i:])
-			break
-		}
-		q.respond(f)
-		q.inResp = false
-		sent++
 	}
 	clear(d.resp[keep:])
 	d.resp = d.resp[:keep]
@@ -225,7 +231,7 @@ func (d *Device) packet(f *Frame, now int64) {
 	}
 	op := h.Opcode()
 	props := op.Props()
-	if props == 0 || props&roce.IsResponse != 0 && op != roce.Acknowledge {
+	if props == 0 {
 		s.DropOpcode++
 		return
 	}
@@ -272,10 +278,13 @@ func (d *Device) packet(f *Frame, now int64) {
 		s.DropICRC++
 		return
 	}
-	if op == roce.Acknowledge {
+	switch data := p[op.HeaderLen():body]; {
+	case op == roce.Acknowledge:
 		q.acknowledge((*roce.AETH)(p[roce.BTHLen:]), h.PSN(), now)
-	} else {
-		q.request(p, p[op.HeaderLen():body], props, now)
+	case props&roce.IsResponse != 0:
+		q.answer(p, data, props, now)
+	default:
+		q.request(p, data, props, now)
 	}
 }
 

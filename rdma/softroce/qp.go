@@ -1,33 +1,49 @@
 package softroce
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
 
-// sendWQE is a posted send.
+// sendWQE is a posted send request. What only one-sided operations have lies in
+// queuePair.remotes.
 type sendWQE struct {
 	id       uint64
 	data     []byte
-	psn      uint32 // of its first packet
-	end      uint32 // the PSN after its last packet
+	mr       *region // of data; nil if inline or empty
+	psn      uint32  // of its first packet
+	end      uint32  // the PSN after its last packet, for READ after the last response
 	imm      uint32
-	hasImm   bool
+	op       rdma.Opcode
 	signaled bool
+}
+
+// answered tells whether the request ends with a response of its own.
+func (e *sendWQE) answered() bool { return e.op >= rdma.OpRead }
+
+// remoteArgs is what a one-sided operation does to the peer's memory.
+type remoteArgs struct {
+	va               uint64
+	compare, swapAdd uint64
+	rkey             uint32
 }
 
 // recvWQE is a posted receive.
 type recvWQE struct {
 	id   uint64
 	data []byte
+	mr   *region // of data; nil if empty
 }
 
-// queuePair is a reliable-connected queue pair: a requester (requester.go), which
-// sends messages and awaits their acknowledgement, and a responder (responder.go).
+// queuePair is a reliable-connected queue pair: a requester (requester.go,
+// answers.go), which sends requests and awaits their acknowledgement, and a
+// responder (responder.go, onesided.go).
 type queuePair struct {
 	dev        *Device
 	pd         *domain
@@ -64,6 +80,7 @@ type queuePair struct {
 	sinceAckReq     int32  // packets sent since one that asked for an acknowledgement
 	backoff         uint8  // expiries without progress
 	attempts        uint8  // expiries and RNR NAKs without progress, up to minAttempts
+	rnrs            int    // RNR NAKs without progress
 	waitRNR         bool   // the peer has no receive posted: the timer says when to try again
 	sawRNR          bool   // the peer's last word was RNR
 	timing          bool   // rttPSN is being timed
@@ -74,21 +91,42 @@ type queuePair struct {
 	progressAt      int64 // when una last moved, or the first packet in flight was sent
 	inline          []byte
 
+	// Requester, READs and atomics. They are answered in order, each at its PSNs.
+	remotes     []remoteArgs // by slot of sq; made with the first one-sided operation
+	reads       int          // posted and not retired
+	rd          uint32       // none before it awaits an answer
+	rdOut       int          // READ requests and atomics in flight
+	maxRdAtomic int          // rdOut at most
+	inRead      bool         // a READ response has begun and not ended
+	wentBack    bool         // for a lost answer, and una did not move since
+
 	// Responder. The ring rq holds the receives rqHead … rqTail-1; the first one is
-	// being filled while inMessage.
+	// being filled while a SEND is under way. A pair with an srq holds the one that it
+	// took from there instead.
 	rq             []recvWQE
+	srq            *sharedQueue
+	held           recvWQE
+	holds          bool // held is valid
 	recvCQ         *completionQueue
 	rqDepth        uint32
 	rqHead, rqTail uint32
+	access         rdma.Access
 	expected       uint32 // PSN
 	msn            uint32
 	filled         int // bytes of the message received so far
 	ahead          uint32
 	nakked         bool // one NAK was sent for expected; ahead is the last PSN that came instead
 	inMessage      bool
+	writing        bool   // the message under way is a WRITE: target of writeMR is being filled
+	target         []byte // of a WRITE
+	writeMR        *region
+	lastMR         *region // of the last remote key
 	resp           response
 	unanswered     int32 // packets received since the last response
 	ackAt          int64 // when a pending acknowledgement must go out
+	done           []executed
+	doneCount      uint32 // READs and atomics executed; done holds the last ones
+	answers        answerQueue
 
 	// What the first request of either queue completes with once the pair is in
 	// error; the others are flushed.
@@ -98,13 +136,20 @@ type queuePair struct {
 var _ rdma.QP = (*queuePair)(nil)
 
 func newQP(p *domain, num, psn uint32, cfg rdma.QPConfig, scq, rcq *completionQueue) *queuePair {
-	return &queuePair{
+	q := &queuePair{
 		dev: p.dev, pd: p, num: num, startPSN: psn, sendCQ: scq, recvCQ: rcq,
-		sq: make([]sendWQE, ringSize(cfg.SendWRs)), sqDepth: uint32(cfg.SendWRs),
-		rq: make([]recvWQE, ringSize(cfg.RecvWRs)), rqDepth: uint32(cfg.RecvWRs),
+		sq: make([]sendWQE, ringSize(cfg.SendWRs)), sqDepth: uint32(cfg.SendWRs), access: cfg.Access, maxRdAtomic: cfg.MaxRdAtomic,
 		una: psn, next: psn, high: psn, postPSN: psn,
 		sendStatus: rdma.FlushError, recvStatus: rdma.FlushError,
 	}
+	if cfg.SRQ == nil {
+		q.rq, q.rqDepth = make([]recvWQE, ringSize(cfg.RecvWRs)), uint32(cfg.RecvWRs)
+	}
+	if n := cfg.MaxDestRdAtomic; n > 0 {
+		q.done = make([]executed, n)
+		q.answers.init(n)
+	}
+	return q
 }
 
 // Num implements rdma.QP.
@@ -150,6 +195,7 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 	q.setRxPort(r.UDPPort)
 	q.expected = r.StartPSN
 	q.window = int32(q.dev.opts.Window)
+	q.maxRdAtomic = min(q.maxRdAtomic, max(0, r.MaxDestRdAtomic))
 	q.state = rdma.QPReadyToSend
 	return nil
 }
@@ -175,18 +221,22 @@ func (q *queuePair) PostSend(wrs []rdma.SendWR) (n int, err error) {
 			err = rdma.ErrQueueFull
 			break
 		}
-		if err = q.checkSend(w); err != nil {
+		var mr *region
+		if mr, err = q.checkSend(w); err != nil {
 			break
 		}
 		data := w.Data
 		slot := int(q.tail) & (len(q.sq) - 1)
 		if w.Inline {
-			data = q.copyInline(slot, data)
+			data, mr = q.copyInline(slot, data), nil
+		}
+		if w.Op >= rdma.OpWrite {
+			q.postRemote(slot, w)
 		}
 		packets := max(1, uint32(len(data)+q.mtu-1)>>q.mtuShift)
 		end := roce.PSNAdd(q.postPSN, packets)
 		q.sq[slot] = sendWQE{
-			id: w.ID, data: data, psn: q.postPSN, end: end, imm: w.Imm, hasImm: w.Op == rdma.OpSendImm, signaled: w.Signaled,
+			id: w.ID, data: data, mr: mr, psn: q.postPSN, end: end, imm: w.Imm, op: w.Op, signaled: w.Signaled,
 		}
 		q.postPSN = end
 		q.tail++
@@ -200,18 +250,58 @@ func (q *queuePair) PostSend(wrs []rdma.SendWR) (n int, err error) {
 	return n, err
 }
 
-func (q *queuePair) checkSend(w *rdma.SendWR) error {
+// postRemote keeps what w does to the peer's memory. The room for all slots is
+// made with the first: many queue pairs never have one.
+func (q *queuePair) postRemote(slot int, w *rdma.SendWR) {
+	if q.remotes == nil {
+		q.remotes = make([]remoteArgs, len(q.sq))
+	}
+	q.remotes[slot] = remoteArgs{va: w.RemoteAddr, rkey: w.RKey, compare: w.Compare, swapAdd: w.SwapAdd}
+	if w.Op >= rdma.OpRead {
+		q.reads++
+	}
+}
+
+// checkSend gives the registered memory of the request's data.
+func (q *queuePair) checkSend(w *rdma.SendWR) (*region, error) {
+	if w.Op >= rdma.OpRead {
+		if err := q.checkAnswered(w); err != nil {
+			return nil, err
+		}
+	}
 	switch {
-	case w.Op > rdma.OpSendImm:
-		return &rdma.NotSupportedError{Device: q.dev.attr.Name, Feature: w.Op.String()}
 	case w.Inline:
 		if len(w.Data) > MaxInline {
-			return fmt.Errorf("softroce: %d bytes inline; at most %d are", len(w.Data), MaxInline)
+			return nil, fmt.Errorf("softroce: %d bytes inline; at most %d are", len(w.Data), MaxInline)
 		}
+		return nil, nil
 	case len(w.Data) > MaxMessage:
-		return fmt.Errorf("softroce: message of %d bytes; the largest is %d", len(w.Data), MaxMessage)
-	case len(w.Data) > 0 && !q.pd.registered(w.Data):
-		return fmt.Errorf("softroce: the %d bytes to send are not in registered memory; register their arena, or send them inline", len(w.Data))
+		return nil, fmt.Errorf("softroce: message of %d bytes; the largest is %d", len(w.Data), MaxMessage)
+	case len(w.Data) == 0:
+		return nil, nil
+	}
+	r := q.pd.region(w.Data)
+	if r == nil {
+		return nil, fmt.Errorf("softroce: the %d bytes of the %v are not in memory registered in the queue pair's domain; register their arena, or send them inline", len(w.Data), w.Op)
+	}
+	return r, nil
+}
+
+// checkAnswered checks what READ and atomics need beyond the others.
+func (q *queuePair) checkAnswered(w *rdma.SendWR) error {
+	switch {
+	case w.Op > rdma.OpFetchAdd:
+		return &rdma.NotSupportedError{Device: q.dev.attr.Name, Feature: w.Op.String()}
+	case q.maxRdAtomic == 0:
+		return fmt.Errorf("softroce: %v on a queue pair that has none under way: give it MaxRdAtomic, and the remote's MaxDestRdAtomic", w.Op)
+	case w.Inline:
+		return fmt.Errorf("softroce: %v inline: its data comes from the peer", w.Op)
+	case w.Op == rdma.OpRead:
+		return nil
+	case len(w.Data) != 8:
+		return fmt.Errorf("softroce: %v with %d bytes for the old value, which has 8", w.Op, len(w.Data))
+	case w.RemoteAddr%8 != 0:
+		return fmt.Errorf("softroce: %v at remote address %#x, which is no multiple of 8", w.Op, w.RemoteAddr)
 	}
 	return nil
 }
@@ -233,18 +323,47 @@ func (q *queuePair) PostRecv(wrs []rdma.RecvWR) (n int, err error) {
 	if q.state == rdma.QPError || q.closed {
 		return 0, rdma.ErrQPState
 	}
+	if q.srq != nil {
+		return 0, errors.New("softroce: the queue pair takes its receives from a shared receive queue: post them there")
+	}
 	for n = range wrs {
-		w := &wrs[n]
 		if q.rqTail-q.rqHead == q.rqDepth {
 			return n, rdma.ErrQueueFull
 		}
-		if len(w.Data) > 0 && !q.pd.registered(w.Data) {
-			return n, fmt.Errorf("softroce: the receive buffer of %d bytes is not in registered memory; register its arena", len(w.Data))
+		e := &q.rq[int(q.rqTail)&(len(q.rq)-1)]
+		if err := q.pd.receive(&wrs[n], e); err != nil {
+			return n, err
 		}
-		q.rq[int(q.rqTail)&(len(q.rq)-1)] = recvWQE{id: w.ID, data: w.Data}
 		q.rqTail++
 	}
 	return len(wrs), nil
+}
+
+// receive is the receive for the next or present message; nil if none is posted.
+func (q *queuePair) receive() *recvWQE {
+	if q.srq == nil {
+		if q.rqHead == q.rqTail {
+			return nil
+		}
+		return &q.rq[int(q.rqHead)&(len(q.rq)-1)]
+	}
+	if !q.holds {
+		if q.holds = q.srq.take(&q.held); !q.holds {
+			return nil
+		}
+	}
+	return &q.held
+}
+
+// retire takes the receive that completed out of its queue.
+func (q *queuePair) retire(e *recvWQE) {
+	e.data, e.mr = nil, nil
+	if q.srq == nil {
+		q.rqHead++
+	} else {
+		q.holds = false
+		q.srq.held--
+	}
 }
 
 // fail takes the pair to the error state: the first request of either queue
@@ -253,8 +372,18 @@ func (q *queuePair) fail(send, recv rdma.Status) {
 	q.state = rdma.QPError
 	q.sendStatus, q.recvStatus = send, recv
 	q.waitRNR = false
+	q.target, q.writeMR, q.lastMR = nil, nil, nil
 	q.stopTimer()
 	q.drain()
+	if q.srq != nil {
+		q.dev.event(rdma.Event{Kind: rdma.EventLastWQE, QPN: q.num})
+	}
+}
+
+// wcOps is what the operations complete as.
+var wcOps = [...]rdma.WCOpcode{
+	rdma.OpSend: rdma.WCSend, rdma.OpSendImm: rdma.WCSend, rdma.OpWrite: rdma.WCWrite, rdma.OpWriteImm: rdma.WCWrite,
+	rdma.OpRead: rdma.WCRead, rdma.OpCompareSwap: rdma.WCCompareSwap, rdma.OpFetchAdd: rdma.WCFetchAdd,
 }
 
 // drain retires the sends that are acknowledged, in the error state every request,
@@ -278,23 +407,25 @@ func (q *queuePair) drain() (made int) {
 			if !done {
 				st, q.sendStatus = q.sendStatus, rdma.FlushError
 			}
-			q.sendCQ.push(rdma.WC{ID: e.id, Op: rdma.WCSend, Status: st, QPN: q.num, Bytes: len(e.data)})
+			q.sendCQ.push(rdma.WC{ID: e.id, Op: wcOps[e.op], Status: st, QPN: q.num, Bytes: len(e.data)})
 			made++
 		}
-		e.data = nil
+		if e.answered() {
+			q.reads--
+		}
+		e.data, e.mr = nil, nil
 		q.head++
 	}
-	for failed && q.rqHead != q.rqTail {
+	for failed && (q.rqHead != q.rqTail || q.holds) {
 		if q.recvCQ.full() {
 			q.block()
 			return made
 		}
-		e := &q.rq[int(q.rqHead)&(len(q.rq)-1)]
+		e := q.receive()
 		q.recvCQ.push(rdma.WC{ID: e.id, Op: rdma.WCRecv, Status: q.recvStatus, QPN: q.num})
 		q.recvStatus = rdma.FlushError
 		made++
-		e.data = nil
-		q.rqHead++
+		q.retire(e)
 	}
 	return made
 }
@@ -308,23 +439,29 @@ func (q *queuePair) Close() error {
 		return nil
 	}
 	d := q.dev
-	if q.resp != respNone {
-		if f := d.frame(); f != nil {
-			q.respond(f)
-			d.sendFrames()
-		}
-	}
+	q.respond(burst, true)
+	d.sendFrames()
 	q.closed = true
 	q.state = rdma.QPError
 	q.stopTimer()
 	q.blocked = false
 	q.resp = respNone // dev.resp drops it at its next turn, as dev.active does
+	q.answers, q.done, q.remotes = answerQueue{}, nil, nil
+	q.target, q.writeMR, q.lastMR = nil, nil, nil
 	q.head, q.cur, q.tail = 0, 0, 0
 	q.rqHead, q.rqTail = 0, 0
 	q.sq, q.rq, q.inline = nil, nil, nil
 	q.sendCQ.qps--
 	q.recvCQ.qps--
 	q.pd.uses--
+	if q.srq != nil {
+		if q.holds {
+			q.srq.giveBack(&q.held)
+		}
+		q.srq.qps--
+	}
+	q.held, q.holds = recvWQE{}, false
+	d.events = slices.DeleteFunc(d.events, func(e rdma.Event) bool { return e.SRQ == nil && e.QPN == q.num })
 	d.table[q.num&(qpnBlock-1)] = nil
 	for i, l := range d.live {
 		if l == q {

@@ -76,9 +76,9 @@ func TestRejectedPacketsAreCounted(t *testing.T) {
 		{"UD opcode", func(in *injector) []byte { return in.seal(in.packet(0x64, 0, nil, 4)) }, func(s *Stats) *uint64 { return &s.DropOpcode }},
 		{"CNP", func(in *injector) []byte { return in.seal(in.packet(0x81, 0, nil, 16)) }, func(s *Stats) *uint64 { return &s.DropOpcode }},
 		{"undefined opcode", func(in *injector) []byte { return in.seal(in.packet(0x1f, 0, nil, 4)) }, func(s *Stats) *uint64 { return &s.DropOpcode }},
-		{"READ response", func(in *injector) []byte {
+		{"an answer to nothing", func(in *injector) []byte {
 			return in.seal(in.packet(roce.ReadResponseOnly, 0, make([]byte, 4), 4))
-		}, func(s *Stats) *uint64 { return &s.DropOpcode }},
+		}, func(s *Stats) *uint64 { return &s.DropAck }},
 		{"queue pair outside the block", func(in *injector) []byte {
 			b := in.packet(roce.SendOnly, 0, nil, 4)
 			b[5] ^= 0x80
@@ -271,6 +271,7 @@ func TestMessageTooLong(t *testing.T) {
 func TestErrorNAKs(t *testing.T) {
 	for syn, want := range map[roce.Syndrome]rdma.Status{
 		roce.NAKInvalidRequest: rdma.RemoteInvalidReq, roce.NAKRemoteAccess: rdma.RemoteAccessError, roce.NAKRemoteOperational: rdma.RemoteOpError,
+		roce.NAKInvalidRD: rdma.RemoteInvalidRD,
 	} {
 		in := newInjector(t)
 		in.b.send(t, 1, []byte("fine"))

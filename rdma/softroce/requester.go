@@ -35,6 +35,16 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 		if inFlight >= q.window {
 			return sent, false
 		}
+		e := &q.sq[int(q.cur)&(len(q.sq)-1)]
+		if e.mr.gone() {
+			if q.cur == q.head { // what is before it shall complete first
+				q.fail(rdma.LocalProtError, rdma.FlushError)
+			}
+			return sent, false
+		}
+		if e.answered() && !q.mayAsk(e, inFlight) {
+			return sent, false
+		}
 		if sent == limit {
 			return sent, true
 		}
@@ -45,38 +55,51 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 			}
 			return sent, true
 		}
-		q.emit(f, now, inFlight+1 >= q.window)
+		if e.answered() {
+			q.ask(e, f, now)
+		} else {
+			q.emit(e, f, now, inFlight+1 >= q.window)
+		}
 		sent++
 	}
 	return sent, false
 }
 
-// sendOps is the opcode by position: bit 0 first packet, bit 1 last, bit 2 immediate.
-var sendOps = [8]roce.Opcode{
+// Bits of a packet's position in its message, and the opcodes by position.
+const (
+	posFirst = 1 << iota
+	posLast
+	posImm
+	posWrite
+)
+
+var ops = [16]roce.Opcode{
 	roce.SendMiddle, roce.SendFirst, roce.SendLast, roce.SendOnly,
 	roce.SendMiddle, roce.SendFirst, roce.SendLastImm, roce.SendOnlyImm,
+	roce.WriteMiddle, roce.WriteFirst, roce.WriteLast, roce.WriteOnly,
+	roce.WriteMiddle, roce.WriteFirst, roce.WriteLastImm, roce.WriteOnlyImm,
 }
 
-// emit writes packet next into f. An acknowledgement is asked for where the
-// sender would otherwise wait for one: at the end of what is posted, at the end
-// of the window, and every ackEvery packets.
-func (q *queuePair) emit(f *Frame, now int64, windowEnds bool) {
-	e := &q.sq[int(q.cur)&(len(q.sq)-1)]
+// opBits is what an operation adds to the position: posImm counts with the last packet.
+var opBits = [...]int{rdma.OpSend: 0, rdma.OpSendImm: posImm, rdma.OpWrite: posWrite, rdma.OpWriteImm: posWrite | posImm}
+
+// emit writes packet next of the SEND or WRITE e into f. An acknowledgement is
+// asked for where the sender would otherwise wait for one: at the end of what is
+// posted, at the end of the window, and every ackEvery packets.
+func (q *queuePair) emit(e *sendWQE, f *Frame, now int64, windowEnds bool) {
 	index := (q.next - e.psn) & roce.PSNMask
 	data := e.data[int(index)<<q.mtuShift:]
-	pos := 0
+	slot := int(q.cur) & (len(q.sq) - 1)
+	pos := opBits[e.op]
 	if index == 0 {
-		pos = 1
+		pos |= posFirst
 	}
 	ackReq := windowEnds
 	if q.sinceAckReq++; q.sinceAckReq >= ackEvery {
 		ackReq = true
 	}
 	if len(data) <= q.mtu {
-		pos |= 2
-		if e.hasImm {
-			pos |= 4
-		}
+		pos |= posLast
 		q.cur++
 		if q.cur == q.tail {
 			ackReq = true
@@ -87,14 +110,17 @@ func (q *queuePair) emit(f *Frame, now int64, windowEnds bool) {
 	if ackReq {
 		q.sinceAckReq = 0
 	}
-	op := sendOps[pos]
 	pad := -len(data) & 3
 	b := f.Data
-	h := (*roce.BTH)(b)
-	h.Put(op, pad, q.peerQPN, ackReq, q.next)
+	(*roce.BTH)(b).Put(ops[pos], pad, q.peerQPN, ackReq, q.next)
 	n := roce.BTHLen
-	if pos&4 != 0 {
-		(*roce.ImmDt)(b[roce.BTHLen:]).Put(e.imm)
+	if pos&(posWrite|posFirst) == posWrite|posFirst {
+		r := &q.remotes[slot]
+		(*roce.RETH)(b[n:]).Put(r.va, r.rkey, uint32(len(e.data)))
+		n += roce.RETHLen
+	}
+	if pos&(posImm|posLast) == posImm|posLast {
+		(*roce.ImmDt)(b[n:]).Put(e.imm)
 		n += roce.ImmDtLen
 	}
 	n += copy(b[n:], data)
@@ -102,19 +128,28 @@ func (q *queuePair) emit(f *Frame, now int64, windowEnds bool) {
 		b[n] = 0
 		n++
 	}
-	roce.PutICRC(b[n:], q.txCRC.Sum(b[:n]))
+	q.seal(f, n)
+	q.sentPSNs(1, ackReq, now)
+}
+
+// seal finishes the packet of n bytes in f.
+func (q *queuePair) seal(f *Frame, n int) {
+	roce.PutICRC(f.Data[n:], q.txCRC.Sum(f.Data[:n]))
 	f.Len = n + roce.ICRCLen
 	f.Path = &q.path
+}
 
+// sentPSNs counts a packet that takes n PSNs from next on.
+func (q *queuePair) sentPSNs(n uint32, timed bool, now int64) {
 	if q.next == q.high {
-		if ackReq && !q.timing {
+		if timed && !q.timing {
 			q.timing, q.rttPSN, q.rttAt = true, q.next, now
 		}
-		q.high = roce.PSNAdd(q.high, 1)
+		q.high = roce.PSNAdd(q.high, n)
 	} else {
 		q.dev.stats.Retransmitted++
 	}
-	q.next = roce.PSNAdd(q.next, 1)
+	q.next = roce.PSNAdd(q.next, n)
 	if q.timer == 0 {
 		q.startTimer(now)
 	}
@@ -153,8 +188,7 @@ func (q *queuePair) rto() int64 {
 func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 	s := &q.dev.stats
 	syn := a.Syndrome()
-	ahead := roce.PSNDiff(psn, q.una)
-	if ahead < 0 {
+	if roce.PSNDiff(psn, q.una) < 0 {
 		s.StaleAcks++
 		return
 	}
@@ -162,14 +196,31 @@ func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 		s.DropAck++
 		return
 	}
+	// What to acknowledges: everything before it, but never an answer that did not
+	// come. lost tells that one must have been lost on its way.
+	to := psn
+	if syn.IsACK() {
+		to = roce.PSNAdd(psn, 1)
+	}
+	lost := false
+	if q.reads > 0 {
+		if e, at := q.awaited(); e != nil && roce.PSNDiff(to, at) > 0 {
+			to, lost = at, true
+		}
+	}
 	switch {
 	case syn.IsACK():
 		s.AcksReceived++
-		q.advance(roce.PSNAdd(psn, 1), now)
+		if lost {
+			q.missing(to, now)
+			return
+		}
+		q.advance(to, now)
 	case syn.IsRNR():
 		s.RNRNAKsReceived++
-		q.advance(psn, now)
+		q.advance(to, now)
 		q.sawRNR = true
+		q.rnrs++
 		if q.givenUp(now) {
 			return
 		}
@@ -178,24 +229,20 @@ func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 		q.setTimer(now + int64(syn.RNRTime()))
 	case syn == roce.NAKSequence:
 		s.SeqNAKsReceived++
-		q.advance(psn, now)
-		q.lost(q.window / 2)
+		q.advance(to, now)
+		q.shrink(q.window / 2)
 		q.goBack()
-	case syn == roce.NAKInvalidRequest, syn == roce.NAKRemoteAccess, syn == roce.NAKRemoteOperational:
+	case syn >= roce.NAKInvalidRequest && syn <= roce.NAKInvalidRD:
 		s.ErrNAKsReceived++
-		q.advance(psn, now)
-		st := rdma.RemoteInvalidReq
-		switch syn {
-		case roce.NAKRemoteAccess:
-			st = rdma.RemoteAccessError
-		case roce.NAKRemoteOperational:
-			st = rdma.RemoteOpError
-		}
-		q.fail(st, rdma.FlushError)
+		q.advance(to, now)
+		q.fail(nakStatus[syn-roce.NAKInvalidRequest], rdma.FlushError)
 	default:
 		s.DropAck++
 	}
 }
+
+// nakStatus is what the NAK codes from NAKInvalidRequest on mean for the request.
+var nakStatus = [...]rdma.Status{rdma.RemoteInvalidReq, rdma.RemoteAccessError, rdma.RemoteOpError, rdma.RemoteInvalidRD}
 
 // advance takes everything before psn as acknowledged; psn is within una … high.
 func (q *queuePair) advance(psn uint32, now int64) {
@@ -204,7 +251,8 @@ func (q *queuePair) advance(psn uint32, now int64) {
 		return
 	}
 	q.una = psn
-	q.backoff, q.attempts = 0, 0
+	q.backoff, q.attempts, q.rnrs = 0, 0, 0
+	q.wentBack = false
 	q.sawRNR = false
 	q.waitRNR = false
 	q.progressAt = now
@@ -247,9 +295,9 @@ func (q *queuePair) sample(rtt int64) {
 	q.srtt += (rtt - q.srtt) / 8
 }
 
-// lost shrinks the window: a full buffer is the likeliest cause of a loss. It
+// shrink makes the window smaller: a full buffer is the likeliest cause of a loss. It
 // grows again by one packet per window acknowledged.
-func (q *queuePair) lost(window int32) {
+func (q *queuePair) shrink(window int32) {
 	q.window = max(window, minWindow)
 	q.windowCredit = 0
 }
@@ -266,7 +314,7 @@ func (q *queuePair) goBack() {
 // seek makes psn, within una … high, the next packet to send.
 func (q *queuePair) seek(psn uint32) {
 	q.next = psn
-	q.sinceAckReq = 0
+	q.sinceAckReq, q.rdOut = 0, 0
 	for q.cur = q.head; q.cur != q.tail; q.cur++ {
 		if roce.PSNDiff(psn, q.sq[int(q.cur)&(len(q.sq)-1)].end) < 0 {
 			return
@@ -289,7 +337,7 @@ func (q *queuePair) expired(now int64) {
 	if q.rto() < rtoMax {
 		q.backoff++
 	}
-	q.lost(minWindow)
+	q.shrink(minWindow)
 	q.goBack()
 	q.setTimer(now + q.rto())
 }
@@ -299,7 +347,8 @@ func (q *queuePair) expired(now int64) {
 // stopped for a while, the clock alone says nothing about the peer.
 func (q *queuePair) givenUp(now int64) bool {
 	q.attempts = min(q.attempts+1, minAttempts)
-	if q.attempts < minAttempts || now-q.progressAt < q.dev.peerDelay {
+	if limit := q.dev.opts.RNRRetries; (limit == 0 || q.rnrs <= limit) &&
+		(q.attempts < minAttempts || now-q.progressAt < q.dev.peerDelay) {
 		return false
 	}
 	st := rdma.RetryExceeded

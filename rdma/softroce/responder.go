@@ -1,35 +1,33 @@
 package softroce
 
 import (
-	"time"
-
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
 
-const (
-	// ackEvery is how many packets one acknowledgement covers at most while data
-	// flows, and how often a sender asks for one.
-	ackEvery = 16
+// ackEvery is how many packets one acknowledgement covers at most while data
+// flows, and how often a sender asks for one.
+const ackEvery = 16
 
-	// rnrDelay is what an RNR NAK asks the peer to wait.
-	rnrDelay = 120 * time.Microsecond
-)
-
-var rnrSyndrome = roce.RNRSyndrome(rnrDelay)
-
-// response is the acknowledgement that a queue pair owes its peer. One is enough:
-// all of them are cumulative and say where the responder stands, so a later one
-// replaces an earlier one.
+// response is the acknowledgement that a queue pair owes its peer, after the
+// answers that it owes. One is enough: all of them are cumulative and say where the
+// responder stands, so a later one replaces an earlier one.
 type response uint8
 
 const (
 	respNone response = iota
 	respAck
-	respSequence // NAK, PSN sequence error
-	respRNR      // NAK, receiver not ready
-	respInvalid  // NAK, invalid request: the pair is in error
+	respRNR         // NAK, receiver not ready
+	respSequence    // NAK, PSN sequence error
+	respInvalid     // NAK, invalid request: the pair is in error
+	respAccess      // NAK, remote access error: likewise
+	respOperational // NAK, remote operational error: likewise
 )
+
+var nakSyndromes = [...]roce.Syndrome{
+	respSequence: roce.NAKSequence, respInvalid: roce.NAKInvalidRequest,
+	respAccess: roce.NAKRemoteAccess, respOperational: roce.NAKRemoteOperational,
+}
 
 // owe registers a response. Acknowledgements wait until at, or for others to join
 // them; NAKs go out at the end of this Progress.
@@ -42,6 +40,11 @@ func (q *queuePair) owe(r response, at int64) {
 	if r != respAck {
 		q.dev.urgent = true
 	}
+	q.join()
+}
+
+// join puts the pair on the list of those that owe something.
+func (q *queuePair) join() {
 	if !q.inResp {
 		q.inResp = true
 		q.dev.resp = append(q.dev.resp, q)
@@ -51,103 +54,159 @@ func (q *queuePair) owe(r response, at int64) {
 // respDue tells whether the response must be sent now.
 func (q *queuePair) respDue(now int64, urgent bool) bool {
 	if q.resp != respAck {
-		return true
+		return q.resp != respNone
 	}
 	return !urgent && (q.unanswered >= ackEvery || now >= q.ackAt || q.dev.flush)
 }
 
-// respond writes the response into f.
-func (q *queuePair) respond(f *Frame) {
+// respond sends at most limit answers and then, if it is due, the response. left
+// tells that something remains, starved that the link gave no frame for it.
+func (q *queuePair) respond(limit int, due bool) (sent int, left, starved bool) {
+	for !q.answers.empty() {
+		if q.answers.first().mr.gone() {
+			q.lostMemory()
+			due = true
+			break
+		}
+		if sent >= limit {
+			return sent, true, false
+		}
+		f := q.dev.frame()
+		if f == nil {
+			return sent, true, true
+		}
+		q.sendAnswer(f)
+		sent++
+	}
+	if q.resp == respNone || !due {
+		return sent, q.resp != respNone, false
+	}
+	f := q.dev.frame()
+	if f == nil {
+		return sent, true, true
+	}
+	q.sendResponse(f)
+	return sent + 1, false, false
+}
+
+// sendResponse writes the response into f.
+func (q *queuePair) sendResponse(f *Frame) {
 	s := &q.dev.stats
 	syn, psn := roce.SyndromeACK, q.expected
 	switch q.resp {
 	case respAck:
 		psn = roce.PSNAdd(psn, roce.PSNMask) // the last one received
 		s.AcksSent++
-	case respSequence:
-		syn = roce.NAKSequence
-		s.SeqNAKsSent++
 	case respRNR:
-		syn = rnrSyndrome
+		syn = q.dev.rnrSyndrome
 		s.RNRNAKsSent++
-	case respInvalid:
-		syn = roce.NAKInvalidRequest
-		s.ErrNAKsSent++
+	default:
+		syn = nakSyndromes[q.resp]
+		if q.resp == respSequence {
+			s.SeqNAKsSent++
+		} else {
+			s.ErrNAKsSent++
+		}
 	}
 	q.resp = respNone
 	q.unanswered = 0
 	b := f.Data
 	(*roce.BTH)(b).Put(roce.Acknowledge, 0, q.peerQPN, false, psn)
 	(*roce.AETH)(b[roce.BTHLen:]).Put(syn, q.msn)
-	const n = roce.BTHLen + roce.AETHLen
-	roce.PutICRC(b[n:], q.txCRC.Sum(b[:n]))
-	f.Len = n + roce.ICRCLen
-	f.Path = &q.path
+	q.seal(f, roce.BTHLen+roce.AETHLen)
 }
 
 // request takes a request packet p that was checked; data is its payload.
 func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
-	s := &q.dev.stats
 	h := (*roce.BTH)(p)
 	psn := h.PSN()
 	if psn != q.expected {
-		q.unexpected(psn, now)
+		q.unexpected(p, psn, now)
 		return
 	}
-	if props&roce.IsSend == 0 || q.misplaced(props, len(data), h.Pad()) {
-		s.BadRequests++
-		q.refuse(rdma.RemoteInvalidReq, now)
+	if q.misplaced(props, len(data), h.Pad()) {
+		q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
 		return
 	}
-	if props&roce.Start != 0 {
-		if q.rqHead == q.rqTail {
-			s.NoReceive++
-			q.notReady(now)
+	psns := uint32(1)
+	switch {
+	case props&roce.IsSend != 0:
+		if !q.receiveSend(p, data, props, now) {
 			return
 		}
-		q.filled = 0
-	}
-	e := &q.rq[int(q.rqHead)&(len(q.rq)-1)]
-	if q.filled+len(data) > len(e.data) {
-		s.BadRequests++
-		q.refuse(rdma.LocalLengthError, now)
-		return
-	}
-	if props&roce.End != 0 {
-		if q.recvCQ.full() {
-			s.CQFull++
-			q.notReady(now)
+	case props&roce.HasPayload != 0:
+		if !q.receiveWrite(p, data, props, now) {
 			return
 		}
-		copy(e.data[q.filled:], data)
-		wc := rdma.WC{ID: e.id, Op: rdma.WCRecv, QPN: q.num, Bytes: q.filled + len(data)}
-		if props&roce.HasImmDt != 0 {
-			wc.Imm, wc.HasImm = (*roce.ImmDt)(p[roce.BTHLen:]).Value(), true
+	default:
+		if psns = q.execute(p, psn, now); psns == 0 {
+			return
 		}
-		q.recvCQ.push(wc)
-		q.inMessage = false
-		e.data = nil
-		q.rqHead++
-		q.msn++
-		s.Messages++
-	} else {
-		copy(e.data[q.filled:], data)
-		q.filled += len(data)
-		q.inMessage = true
 	}
-	q.expected = roce.PSNAdd(psn, 1)
+	q.expected = roce.PSNAdd(psn, psns)
 	q.nakked = false
 	q.unanswered++
+	if props&roce.End != 0 {
+		q.msn++
+		q.dev.stats.Messages++
+	}
+	if props&roce.HasPayload == 0 {
+		return // its answer acknowledges it
+	}
 	if h.AckReq() || q.resp == respSequence || q.resp == respRNR {
 		q.owe(respAck, now+q.dev.ackDelay)
 	}
 }
 
-// misplaced tells whether a SEND packet does not fit where it stands (IBTA vol. 1,
+// receiveSend takes a SEND packet; false if it was answered with a NAK.
+func (q *queuePair) receiveSend(p, data []byte, props roce.Props, now int64) bool {
+	e := q.receive()
+	if e == nil {
+		q.dev.stats.NoReceive++
+		q.notReady(now)
+		return false
+	}
+	if props&roce.Start != 0 {
+		q.filled = 0
+	}
+	if q.filled+len(data) > len(e.data) {
+		q.refuse(respInvalid, rdma.LocalLengthError, now)
+		return false
+	}
+	if e.mr.gone() {
+		q.refuse(respOperational, rdma.LocalProtError, now)
+		return false
+	}
+	if props&roce.End == 0 {
+		copy(e.data[q.filled:], data)
+		q.filled += len(data)
+		q.inMessage = true
+		return true
+	}
+	if q.recvCQ.full() {
+		q.dev.stats.CQFull++
+		q.notReady(now)
+		return false
+	}
+	copy(e.data[q.filled:], data)
+	wc := rdma.WC{ID: e.id, Op: rdma.WCRecv, QPN: q.num, Bytes: q.filled + len(data)}
+	if props&roce.HasImmDt != 0 {
+		wc.Imm, wc.HasImm = (*roce.ImmDt)(p[roce.BTHLen:]).Value(), true
+	}
+	q.recvCQ.push(wc)
+	q.retire(e)
+	q.inMessage = false
+	return true
+}
+
+// misplaced tells whether a request does not fit where it stands (IBTA vol. 1,
 // §9.7.4.1): messages do not interleave, and every packet but the last is full.
 func (q *queuePair) misplaced(props roce.Props, n, pad int) bool {
-	if start := props&roce.Start != 0; start == q.inMessage {
+	if start := props&roce.Start != 0; start == q.inMessage || !start && q.writing != (props&roce.IsSend == 0) {
 		return true
+	}
+	if props&roce.HasPayload == 0 {
+		return n != 0 || pad != 0
 	}
 	if props&roce.End == 0 {
 		return n != q.mtu || pad != 0
@@ -156,12 +215,17 @@ func (q *queuePair) misplaced(props roce.Props, n, pad int) bool {
 }
 
 // unexpected takes a request with a PSN other than the expected one. Behind it: a
-// duplicate, whose acknowledgement was lost. Ahead of it: something is missing,
-// which one NAK reports. A second NAK follows only when the PSNs start over, for
-// then the sender went back and the same packet was lost again.
-func (q *queuePair) unexpected(psn uint32, now int64) {
+// duplicate, whose acknowledgement or answer was lost. Ahead of it: something is
+// missing, which one NAK reports. A second NAK follows only when the PSNs start
+// over, for then the sender went back and the same packet was lost again.
+func (q *queuePair) unexpected(p []byte, psn uint32, now int64) {
 	s := &q.dev.stats
 	if roce.PSNDiff(psn, q.expected) < 0 {
+		op := (*roce.BTH)(p).Opcode()
+		if op == roce.ReadRequest || op == roce.CompareSwap || op == roce.FetchAdd {
+			q.replay(p, psn)
+			return
+		}
 		s.Duplicates++
 		if q.resp == respNone || q.resp == respAck {
 			q.owe(respAck, now)
@@ -184,8 +248,10 @@ func (q *queuePair) notReady(now int64) {
 	q.owe(respRNR, now)
 }
 
-// refuse answers a request that breaks the protocol, and ends the pair.
-func (q *queuePair) refuse(recv rdma.Status, now int64) {
+// refuse answers a request that cannot be, and ends the pair.
+func (q *queuePair) refuse(r response, recv rdma.Status, now int64) {
+	q.dev.stats.BadRequests++
 	q.fail(rdma.FlushError, recv)
-	q.owe(respInvalid, now)
+	q.dev.event(rdma.Event{Kind: rdma.EventQPFatal, QPN: q.num})
+	q.owe(r, now)
 }
