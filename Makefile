@@ -22,7 +22,7 @@ DPDK_PACKAGES := ./dpdk/... ./internal/transports/... ./cmd/...
 # Packages without system calls, whose tests mean the same under qemu-user.
 PURE_PACKAGES := ./serialize/... ./rdma/roce/...
 
-.PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test
+.PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test deps-softroce
 all: build
 
 # bin/millrace is pure Go and runs anywhere. bin/millrace-dpdk adds the ports of
@@ -84,7 +84,8 @@ clean:
 	rm -rf bin out .cache
 	$(GO) clean -testcache
 
-deps-%:
+# A static pattern: make looks for no implicit rule of a phony target.
+deps-build deps-bench deps-test deps-softroce: deps-%:
 	@scripts/deps.sh $*
 
 # Kernel Soft-RoCE (rdma_rxe), on this machine's kernel where it has that, else in a guest;
