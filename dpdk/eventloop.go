@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/millrace/millrace/rdma"
@@ -69,7 +68,7 @@ func (f *fabric) Close() error               { return f.pairs.Close() }
 // deviceOn runs the engine on one end of a point-to-point port, which it owns
 // from now on.
 func deviceOn(p Port, local netip.AddrPort) (rdma.Device, error) {
-	link, err := NewLink(p, LinkConfig{Local: local, PointToPoint: true, Neighbours: map[netip.Addr]net.HardwareAddr{}})
+	link, err := NewLink(p, LinkConfig{Local: local, PointToPoint: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dpdk: %s: %w", p.Info().Name, err), p.Close())
 	}

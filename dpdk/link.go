@@ -1,7 +1,6 @@
 package dpdk
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -18,18 +17,25 @@ type LinkConfig struct {
 	// ends agreed on another. On a point-to-point port it may be any address that
 	// both ends know.
 	Local netip.AddrPort
-	// Neighbours maps peers' IP addresses to their MAC addresses. A peer that is
-	// not in it is reached with the broadcast address if PointToPoint is set and
-	// refused otherwise.
-	Neighbours map[netip.Addr]net.HardwareAddr
-	// PointToPoint says that whatever the port sends arrives at the one peer
-	// (memif), and that what it receives is meant for this end whatever its MAC
-	// address.
+	// PointToPoint says that whatever the port sends arrives at the one peer, and
+	// that what it receives is meant for this end whatever its MAC address: memif.
+	// The fields below mean nothing then.
 	PointToPoint bool
+	// VLAN is the 802.1Q tag of all frames; 0: none.
+	VLAN uint16
+	// Prefix is the port's network: peers outside of it are reached through
+	// Gateway. Without it all peers are on the port's own network.
+	Prefix  netip.Prefix
+	Gateway netip.Addr
+	// Neighbours are MAC addresses that need no asking.
+	Neighbours map[netip.Addr]net.HardwareAddr
+	// NetDev names the kernel's network device beside this port, which has Local's
+	// address and answers for it (net_af_packet, AF_XDP, cards whose PMD leaves the
+	// kernel its driver). Routes and neighbours are the kernel's then, and Prefix
+	// and Gateway not used. Without it this end answers ARP, neighbour discovery
+	// and echo requests itself.
+	NetDev string
 }
-
-// ErrNoNeighbour refuses a path to a peer whose MAC address is unknown.
-var ErrNoNeighbour = errors.New("dpdk: the peer's MAC address is unknown")
 
 // Link runs RoCEv2 over a Port: it writes Ethernet, IP and UDP headers in place in
 // front of each packet and checks and strips those of received frames. It is a
@@ -39,10 +45,19 @@ type Link struct {
 	cfg    LinkConfig
 	attr   softroce.LinkAttr
 	mac    types.MACAddress
+	mtu    int // IP bytes per frame
 	parse  parser
 	hdr    int // bytes of the headers
 	peers  map[netip.AddrPort]struct{}
 	latest netip.AddrPort // of peers, looked at first
+
+	hood    *neighbours // shared by the links of one device
+	kernel  *kernelNet  // nil without NetDev
+	set     *queueSet   // nil for a link that is alone on its device
+	index   int         // in set
+	old     []*neighbour
+	rxCalls uint32
+	answers int // that may still be sent in this burst
 
 	// Frames handed out by TxAlloc, by slot; a frame's Handle is its slot. As many
 	// as the port's ring: more cannot be in flight anyway.
@@ -54,26 +69,59 @@ type Link struct {
 	held   int
 	pseudo []byte // pseudo headers of the last Rx
 
-	rxFrames uint64
-	dropped  [numDrops]uint64
+	rxFrames, answered, unresolved uint64
+	dropped                        [numDrops]uint64
 }
+
+// maxPeers bounds what a link remembers of its peers; it only makes receiving faster.
+const maxPeers = 4096
 
 // linkBurst is how many frames one Rx or one call of the port moves.
 const linkBurst = 64
 
 var _ softroce.Link = (*Link)(nil)
 
-// NewLink makes a Link of a port. The port belongs to the link from then on.
+// NewLink makes a Link of a port. The port belongs to the link from then on, unless
+// it fails.
 func NewLink(port Port, cfg LinkConfig) (*Link, error) {
-	if !cfg.Local.IsValid() || cfg.Local.Port() == 0 || cfg.Local.Addr().Is4In6() || cfg.Local.Addr().IsUnspecified() || cfg.Local.Addr().Zone() != "" {
-		return nil, fmt.Errorf("dpdk: link address %s: want one IPv4 or IPv6 address and a UDP port, for instance 192.0.2.1:4791", cfg.Local)
+	hood, err := newNeighbours(cfg.Neighbours)
+	if err != nil {
+		return nil, err
+	}
+	return newLink(port, cfg, hood)
+}
+
+func (c *LinkConfig) check() error {
+	local := c.Local.Addr()
+	same := func(a netip.Addr) bool { return a.Is4() == local.Is4() && !a.Is4In6() }
+	switch {
+	case !c.Local.IsValid() || c.Local.Port() == 0 || local.Is4In6() || local.IsUnspecified() || local.IsMulticast() || local.Zone() != "":
+		return fmt.Errorf("dpdk: link address %s: want one IPv4 or IPv6 address and a UDP port, for instance 192.0.2.1:4791", c.Local)
+	case c.VLAN > maxVLAN:
+		return fmt.Errorf("dpdk: VLAN %d: want 1 to %d, or 0 for none", c.VLAN, maxVLAN)
+	case c.Prefix.IsValid() && !c.Prefix.Contains(local):
+		return fmt.Errorf("dpdk: the address %s is not in the network %s", local, c.Prefix)
+	case c.Gateway.IsValid() && (!same(c.Gateway) || c.Prefix.IsValid() && !c.Prefix.Contains(c.Gateway)):
+		return fmt.Errorf("dpdk: the gateway %s is not on the network of %s", c.Gateway, local)
+	}
+	for a := range c.Neighbours {
+		if !same(a) {
+			return fmt.Errorf("dpdk: neighbour %s and the address %s must be of one IP version", a, local)
+		}
+	}
+	return nil
+}
+
+func newLink(port Port, cfg LinkConfig, hood *neighbours) (*Link, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	info := port.Info()
 	if len(info.MAC) != types.EtherAddrLen {
 		return nil, fmt.Errorf("dpdk: port %s has the MAC address %q: want 6 bytes", info.Name, info.MAC)
 	}
 	l := &Link{
-		port: port, cfg: cfg, mac: types.MACAddress(info.MAC), hdr: headerBytes6,
+		port: port, cfg: cfg, mac: types.MACAddress(info.MAC), mtu: info.MTU, hood: hood, hdr: headerBytes6,
 		peers: make(map[netip.AddrPort]struct{}),
 		tx:    make([]Frame, linkBurst), rx: make([]Frame, linkBurst),
 		pseudo: make([]byte, 0, linkBurst*(8+headerBytes6-types.EtherLen)),
@@ -81,8 +129,14 @@ func NewLink(port Port, cfg LinkConfig) (*Link, error) {
 	if cfg.Local.Addr().Is4() {
 		l.hdr = headerBytes4
 	}
-	l.parse = newParser(l.mac, cfg.Local)
+	l.parse = newParser(l.mac, cfg.VLAN, cfg.Local)
 	l.parse.anyMAC = cfg.PointToPoint
+	if cfg.VLAN != 0 {
+		// The tag takes its bytes from the packet: a port's frames have room for the
+		// MTU and an Ethernet header.
+		l.hdr += vlanBytes
+		l.mtu -= vlanBytes
+	}
 	l.attr = softroce.LinkAttr{
 		Name:  info.Name,
 		Local: cfg.Local,
@@ -91,6 +145,12 @@ func NewLink(port Port, cfg LinkConfig) (*Link, error) {
 	}
 	if l.attr.MTU < roce.BTHLen+roce.ICRCLen {
 		return nil, fmt.Errorf("dpdk: port %s has an MTU of %d bytes: too small for RoCEv2", info.Name, info.MTU)
+	}
+	if cfg.NetDev != "" && !cfg.PointToPoint {
+		var err error
+		if l.kernel, err = openKernelNet(cfg.NetDev, cfg.Local); err != nil {
+			return nil, err
+		}
 	}
 	l.slots = make([]Frame, max(info.Ring, linkBurst))
 	for i := range l.slots {
@@ -102,18 +162,25 @@ func NewLink(port Port, cfg LinkConfig) (*Link, error) {
 // Attr describes the link.
 func (l *Link) Attr() softroce.LinkAttr { return l.attr }
 
-// Path prepares sending to a peer.
+// Path prepares sending to a peer. Its MAC address may still be unknown then: it is
+// asked for, and what is sent before the answer is lost, which the transport mends.
 func (l *Link) Path(dst netip.AddrPort) (softroce.Path, error) {
 	if !dst.IsValid() || dst.Port() == 0 || dst.Addr().Is4() != l.cfg.Local.Addr().Is4() || dst.Addr().Is4In6() {
 		return softroce.Path{}, fmt.Errorf("dpdk: no path from %s to %s: both must be of one IP version and name a UDP port", l.cfg.Local, dst)
 	}
-	mac := broadcast
-	if hw, ok := l.cfg.Neighbours[dst.Addr()]; ok && len(hw) == types.EtherAddrLen {
-		mac = types.MACAddress(hw)
-	} else if !l.cfg.PointToPoint {
-		return softroce.Path{}, fmt.Errorf("%w: %s is not among the %d neighbours of port %s", ErrNoNeighbour, dst.Addr(), len(l.cfg.Neighbours), l.attr.Name)
+	h := newHeader(l.mac, broadcast, l.cfg.VLAN, l.cfg.Local, dst)
+	if !l.cfg.PointToPoint {
+		hop, err := l.hop(dst.Addr())
+		if err != nil {
+			return softroce.Path{}, err
+		}
+		if h.hop = hop; !hop.known() {
+			l.ask(hop)
+		}
 	}
-	h := newHeader(l.mac, mac, l.cfg.Local, dst)
+	if len(l.peers) == maxPeers {
+		clear(l.peers)
+	}
 	l.peers[dst] = struct{}{}
 	l.latest = dst
 	return softroce.Path{Dst: dst, Pseudo: roce.AppendPseudo(nil, l.cfg.Local, dst), Link: &h}, nil
@@ -162,17 +229,23 @@ func (l *Link) takeSlot(h uint64) Frame {
 	return f
 }
 
-// Tx writes the headers and transmits.
+// Tx writes the headers and transmits. A frame to a neighbour that has not said its
+// MAC address yet is lost.
 func (l *Link) Tx(frames []softroce.Frame) int {
 	done := 0
 	for done < len(frames) {
-		n := min(len(frames)-done, linkBurst)
-		for i := range n {
-			f := &frames[done+i]
+		want := min(len(frames)-done, linkBurst)
+		n := 0
+		for ; n < want; n++ {
+			f := &frames[done+n]
+			h := f.Path.Link.(*header)
+			if h.hop != nil && !h.hop.known() {
+				break
+			}
 			p := l.slots[f.Handle]
-			f.Path.Link.(*header).put(p.Data, f.Len)
+			h.put(p.Data, f.Len)
 			p.Len = l.hdr + f.Len
-			l.tx[i] = p
+			l.tx[n] = p
 		}
 		sent := l.port.TxBurst(l.tx[:n])
 		for i := range sent {
@@ -181,6 +254,12 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 		done += sent
 		if sent < n {
 			break
+		}
+		if n < want {
+			l.unresolved++
+			l.ask(frames[done].Path.Link.(*header).hop)
+			l.TxFree(frames[done : done+1])
+			done++
 		}
 	}
 	return done
@@ -191,27 +270,43 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 // it holds the pseudo header of what arrived, with its lengths.
 func (l *Link) Rx(frames []softroce.Frame) int {
 	l.free()
+	if l.rxCalls++; l.rxCalls%tidyEvery == 0 && l.index == 0 && !l.cfg.PointToPoint {
+		l.tidy()
+	}
 	n := l.port.RxBurst(l.rx[:min(len(frames), linkBurst)])
 	l.held, l.rxFrames = n, l.rxFrames+uint64(n)
 	l.pseudo = l.pseudo[:0]
+	l.answers = answersPerBurst
 	k := 0
 	for i := range n {
 		f := &l.rx[i]
-		var p parsed
-		if why := l.parse.parse(f.Data[:f.Len], &p); why != accepted {
-			l.dropped[why]++
+		if why := l.accept(f.Data[:f.Len], &frames[k]); why == accepted {
+			k++
+		} else if why == DropPort && l.set != nil && l.set.pass(l, f.Data[:f.Len]) {
 			continue
+		} else if why == DropPort || !l.control(f.Data[:f.Len]) {
+			l.dropped[why]++
 		}
-		out := &frames[k]
-		*out = softroce.Frame{Data: p.payload, Len: len(p.payload), Src: p.src, Handle: f.Handle}
-		if !p.canonical || !l.knows(p.src) {
-			at := len(l.pseudo)
-			l.pseudo = appendPseudo(l.pseudo, f.Data, l.hdr == headerBytes4)
-			out.Pseudo = l.pseudo[at:]
-		}
-		k++
+	}
+	if l.set != nil {
+		k += l.set.take(l, frames[k:])
 	}
 	return k
+}
+
+// accept makes a packet of a received frame.
+func (l *Link) accept(frame []byte, out *softroce.Frame) Drop {
+	var p parsed
+	if why := l.parse.parse(frame, &p); why != accepted {
+		return why
+	}
+	*out = softroce.Frame{Data: p.payload, Len: len(p.payload), Src: p.src}
+	if !p.canonical || !l.knows(p.src) {
+		at := len(l.pseudo)
+		l.pseudo = appendPseudo(l.pseudo, frame[l.parse.ip:], l.cfg.Local.Addr().Is4())
+		out.Pseudo = l.pseudo[at:]
+	}
+	return accepted
 }
 
 // knows says whether Path was asked for src.
@@ -234,6 +329,9 @@ func (l *Link) free() {
 		l.port.FreeBurst(l.rx[:l.held])
 		l.held = 0
 	}
+	if l.set != nil {
+		l.set.release(l)
+	}
 }
 
 // Arm implements softroce.Armer.
@@ -244,8 +342,14 @@ func (l *Link) Arm() (idle bool) {
 	return true
 }
 
-// FD is the port's.
-func (l *Link) FD() int { return l.port.Info().FD }
+// FD is the port's. A link that shares its device with others must be polled: what
+// they hand over makes no descriptor readable.
+func (l *Link) FD() int {
+	if l.set != nil {
+		return -1
+	}
+	return l.port.Info().FD
+}
 
 // Up says whether the port's link is up; a port that cannot tell counts as up.
 func (l *Link) Up() bool {
@@ -256,21 +360,33 @@ func (l *Link) Up() bool {
 }
 
 // Close closes the port.
-func (l *Link) Close() error { return l.port.Close() }
+func (l *Link) Close() error {
+	if l.kernel != nil {
+		_ = l.kernel.close()
+	}
+	return l.port.Close()
+}
 
-// LinkStats counts what a Link received.
+// LinkStats counts what a Link did.
 type LinkStats struct {
-	RxFrames uint64          // frames received, dropped ones included
-	Dropped  map[Drop]uint64 // frames dropped, by reason; reasons that did not occur are absent
+	RxFrames   uint64          // frames received from the port, dropped ones included
+	Dropped    map[Drop]uint64 // frames dropped, by reason; reasons that did not occur are absent
+	Answered   uint64          // ARP, neighbour discovery and echo requests answered
+	Unresolved uint64          // frames lost because their neighbour's MAC address was not known yet
+	Passed     uint64          // frames handed over to the link of another queue of the device
+	Overrun    uint64          // of those that would have been, lost because that link did not keep up
 }
 
 // Stats is for the link's owner.
 func (l *Link) Stats() LinkStats {
-	s := LinkStats{RxFrames: l.rxFrames, Dropped: make(map[Drop]uint64)}
+	s := LinkStats{RxFrames: l.rxFrames, Dropped: make(map[Drop]uint64), Answered: l.answered, Unresolved: l.unresolved}
 	for d, n := range l.dropped {
 		if n > 0 {
 			s.Dropped[Drop(d)] = n
 		}
+	}
+	if l.set != nil {
+		s.Passed, s.Overrun = l.set.stats[l.index].passed, l.set.stats[l.index].overrun
 	}
 	return s
 }

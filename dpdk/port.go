@@ -5,8 +5,9 @@ package dpdk
 
 import "net"
 
-// Port is a poll-mode port with one receive and one transmit queue. It has a
-// single owner: all methods run on one goroutine.
+// Port is one receive and one transmit queue of a poll-mode device. It has a single
+// owner: all methods run on one goroutine. A device with several queues is several
+// Ports, each for a loop of its own; see NewLinks.
 //
 // Frames are the port's memory (mbufs, memif descriptors). Between AllocBurst or
 // RxBurst and TxBurst or FreeBurst a frame is the caller's.

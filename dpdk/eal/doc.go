@@ -68,6 +68,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 // Options size a port. Zero values take the defaults.
 type Options struct {
+	MTU        int // IP bytes per frame; default the device's own (net_memif: what a frame has room for)
 	FrameBytes int // room of one frame; default 4352: a 4096-byte RoCE payload and all headers
 	Frames     int // frames that the owner can hold at once; default 768
 	Ring       int // descriptors per queue, for devices that can choose; default 256
@@ -78,6 +79,7 @@ const (
 	defaultFrames     = 768
 	defaultRing       = 256
 
+	minMTU        = 576 // RFC 791
 	minFrameBytes = 64
 	maxFrameBytes = 65535 - 128 // an mbuf's 16-bit buffer length, less its headroom
 	maxFrames     = 1 << 16
@@ -95,6 +97,14 @@ func (o Options) withDefaults() (Options, error) {
 			return fmt.Errorf("dpdk/eal: %s is %d; it must be in %d…%d", what, *v, min, max)
 		}
 		return nil
+	}
+	if o.MTU != 0 {
+		if err := set(&o.MTU, 0, minMTU, maxFrameBytes-etherHeaderBytes, "Options.MTU"); err != nil {
+			return o, err
+		}
+		if o.FrameBytes == 0 {
+			o.FrameBytes = max(defaultFrameBytes, o.MTU+etherHeaderBytes)
+		}
 	}
 	if err := set(&o.FrameBytes, defaultFrameBytes, minFrameBytes, maxFrameBytes, "Options.FrameBytes"); err != nil {
 		return o, err

@@ -112,30 +112,32 @@ func TestErrorsNameStepAndCause(t *testing.T) {
 	start(t)
 	for _, tc := range []struct {
 		name string
-		open func() (Port, error)
+		open func() ([]Port, error)
 		want []string
 	}{
-		{"no such driver", func() (Port, error) { return NewVdev("net_nosuch0", "", Options{}) }, []string{"rte_eal_hotplug_add", "net_nosuch0"}},
-		{"no such device", func() (Port, error) { return Open("0000:99:00.0", Options{}) }, []string{"rte_eth_dev_get_port_by_name", "0000:99:00.0"}},
-		{"bad argument", func() (Port, error) { return NewVdev("net_memif77", "role=server,rsize=99", Options{}) }, []string{"Invalid ring size"}},
-		{"frame too large", func() (Port, error) { return NewVdev("net_null0", "", Options{FrameBytes: 1 << 20}) }, []string{"Options.FrameBytes", "1048576"}},
-		{"client without server", func() (Port, error) {
+		{"no such driver", func() ([]Port, error) { return NewVdev("net_nosuch0", "", 1, Options{}) }, []string{"rte_eal_hotplug_add", "net_nosuch0"}},
+		{"no such device", func() ([]Port, error) { return Open("0000:99:00.0", 1, Options{}) }, []string{"rte_eth_dev_get_port_by_name", "0000:99:00.0"}},
+		{"bad argument", func() ([]Port, error) { return NewVdev("net_memif77", "role=server,rsize=99", 1, Options{}) }, []string{"Invalid ring size"}},
+		{"frame too large", func() ([]Port, error) { return NewVdev("net_null0", "", 1, Options{FrameBytes: 1 << 20}) }, []string{"Options.FrameBytes", "1048576"}},
+		{"no queue", func() ([]Port, error) { return NewVdev("net_null0", "", 0, Options{}) }, []string{"0 queues of net_null0"}},
+		{"more queues than it has", func() ([]Port, error) { return NewVdev("net_ring8", "", 40, Options{}) }, []string{"rte_eth_dev_configure", "net_ring8"}},
+		{"client without server", func() ([]Port, error) {
 			p, _, err := NewMemif(t.Context(), MemifConfig{Role: Client, Socket: "/tmp/millrace-no-such.sock", Secret: "x"})
-			return p, err
+			return []Port{p}, err
 		}, []string{"rte_eth_dev_start", "Failed to connect socket"}},
-		{"injected argument", func() (Port, error) {
+		{"injected argument", func() ([]Port, error) {
 			p, _, err := NewMemif(t.Context(), MemifConfig{Role: Client, Socket: "/tmp/x,zero-copy=yes", Secret: "x"})
-			return p, err
+			return []Port{p}, err
 		}, []string{"not a memif socket"}},
-		{"relative socket", func() (Port, error) {
+		{"relative socket", func() ([]Port, error) {
 			p, _, err := NewMemif(t.Context(), MemifConfig{Role: Client, Socket: "x.sock", Secret: "x"})
-			return p, err
+			return []Port{p}, err
 		}, []string{"absolute path"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p, err := tc.open()
 			if err == nil {
-				p.Close()
+				p[0].Close()
 				t.Fatal("it worked")
 			}
 			for _, w := range tc.want {
@@ -150,10 +152,11 @@ func TestErrorsNameStepAndCause(t *testing.T) {
 // A device of another driver: net_ring gives back what it is given.
 func TestRingLoops(t *testing.T) {
 	start(t)
-	p, err := NewVdev("net_ring0", "", Options{})
+	ports, err := NewVdev("net_ring0", "", 1, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	p := ports[0]
 	defer closeIfOpen(t, p)
 	if p.Guarded() || !strings.HasPrefix(p.Info().Driver, "net_ring") {
 		t.Fatalf("%+v", p.Info())

@@ -20,10 +20,10 @@ func Log() string { return "" }
 func HeapBytes() uint64 { return 0 }
 
 // NewVdev returns ErrNotBuilt.
-func NewVdev(name, args string, opts Options) (Port, error) { return nil, ErrNotBuilt }
+func NewVdev(name, args string, queues int, opts Options) ([]Port, error) { return nil, ErrNotBuilt }
 
 // Open returns ErrNotBuilt.
-func Open(name string, opts Options) (Port, error) { return nil, ErrNotBuilt }
+func Open(name string, queues int, opts Options) ([]Port, error) { return nil, ErrNotBuilt }
 
 // NewMemif returns ErrNotBuilt.
 func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {

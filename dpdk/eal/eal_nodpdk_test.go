@@ -10,9 +10,9 @@ import (
 
 func TestNotBuiltSaysHow(t *testing.T) {
 	errs := []error{Init()}
-	_, err := NewVdev("net_null0", "", Options{})
+	_, err := NewVdev("net_null0", "", 1, Options{})
 	errs = append(errs, err)
-	_, err = Open("0000:01:00.0", Options{})
+	_, err = Open("0000:01:00.0", 1, Options{})
 	errs = append(errs, err)
 	_, _, err = NewMemif(t.Context(), MemifConfig{})
 	for _, err := range append(errs, err) {

@@ -63,10 +63,11 @@ func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
 	listener.nextNo++
 	listener.mu.Unlock()
 	args := memifArgs(cfg.Role, m, opts)
-	p, err := open(name, &args, opts, &m, cfg.Role)
+	ports, err := open(name, &args, 1, opts, &m, cfg.Role)
 	if err != nil {
 		return nil, Memif{}, err
 	}
+	p := ports[0]
 	if cfg.Role == Client {
 		// A client that goes away before the server greeted it makes net_memif
 		// close a descriptor that its interrupt thread still waits on, and libdpdk

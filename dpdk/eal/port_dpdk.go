@@ -17,31 +17,46 @@ import (
 	"github.com/millrace/millrace/dpdk"
 )
 
-// port is one port of libdpdk. c is C memory; everything else is set once.
+// maxQueues of one device.
+const maxQueues = 64
+
+// port is one queue of a device of libdpdk. c is C memory; everything else is set
+// once.
 type port struct {
-	c       *C.struct_mr_port
-	info    dpdk.PortInfo
-	rxNext  C.uint32_t // first frame of c.rx that RxBurst has not handed out
-	removes bool       // the device goes with the port
-	closed  bool
+	c      *C.struct_mr_port
+	dev    *device
+	info   dpdk.PortInfo
+	rxNext C.uint32_t // first frame of c.rx that RxBurst has not handed out
+	closed bool
+}
+
+// device is what the queues of one device share; eal.mu guards it.
+type device struct {
+	ports   []*port
+	open    int  // ports that are not closed
+	removes bool // it goes with its ports
 }
 
 // NewVdev attaches a virtual device, for instance NewVdev("net_af_packet0",
-// "iface=eth0", …), and makes a port of it. Close removes the device.
-func NewVdev(name, args string, opts Options) (Port, error) {
-	return open(name, &args, opts, nil, 0)
+// "iface=eth0", …), and makes a port of each of its first queues, as many as asked
+// for. It goes when all of them are closed.
+func NewVdev(name, args string, queues int, opts Options) ([]Port, error) {
+	return open(name, &args, queues, opts, nil, 0)
 }
 
-// Open makes a port of a device that Init found, by its name: a PCI address or the
-// name given with --vdev.
-func Open(name string, opts Options) (Port, error) {
-	return open(name, nil, opts, nil, 0)
+// Open makes a port of each of the first queues of a device that Init found, by its
+// name: a PCI address or the name given with --vdev.
+func Open(name string, queues int, opts Options) ([]Port, error) {
+	return open(name, nil, queues, opts, nil, 0)
 }
 
-func open(name string, args *string, opts Options, memif *Memif, role Role) (Port, error) {
+func open(name string, args *string, queues int, opts Options, memif *Memif, role Role) ([]Port, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
+	}
+	if queues < 1 || queues > maxQueues {
+		return nil, fmt.Errorf("dpdk/eal: %d queues of %s: want 1…%d", queues, name, maxQueues)
 	}
 	eal.mu.Lock()
 	defer eal.mu.Unlock()
@@ -68,26 +83,50 @@ func open(name string, args *string, opts Options, memif *Memif, role Role) (Por
 	cfg.frame_bytes = C.uint32_t(opts.FrameBytes)
 	cfg.frames = C.uint32_t(opts.Frames)
 	cfg.ring = C.uint32_t(opts.Ring)
+	cfg.mtu = C.uint32_t(opts.MTU)
 	if memif != nil {
 		cfg.memif_socket, cfg.memif_secret = cstring(memif.Socket), cstring(memif.Secret)
 		cfg.memif_id, cfg.memif_role = C.uint32_t(memif.ID), C.uint32_t(role)
 	}
-	p := &port{c: (*C.struct_mr_port)(C.calloc(1, C.sizeof_struct_mr_port)), removes: args != nil}
+	d := &device{removes: args != nil, open: queues}
+	for range queues {
+		d.ports = append(d.ports, &port{dev: d, c: (*C.struct_mr_port)(C.calloc(1, C.sizeof_struct_mr_port))})
+	}
 	var step *C.char
 	Log()
-	if rc := C.mr_port_open(p.c, cfg, &step); rc != 0 {
-		C.free(unsafe.Pointer(p.c))
+	rc := d.call(func(a **C.struct_mr_port) C.int { return C.mr_port_open(a, C.uint32_t(queues), cfg, &step) })
+	if rc != 0 {
+		for _, p := range d.ports {
+			C.free(unsafe.Pointer(p.c))
+		}
 		return nil, &Error{Op: C.GoString(step), Dev: name, Err: cerror(rc), Log: Log()}
 	}
-	p.info = dpdk.PortInfo{
-		Name:   name,
-		Driver: fmt.Sprintf("%s (libdpdk %s)", C.GoString(&p.c.driver[0]), Version()),
-		MAC:    net.HardwareAddr(C.GoBytes(unsafe.Pointer(&p.c.mac[0]), 6)),
-		MTU:    opts.FrameBytes - etherHeaderBytes,
-		Ring:   opts.Ring,
-		FD:     -1,
+	out := make([]Port, queues)
+	for i, p := range d.ports {
+		p.info = dpdk.PortInfo{
+			Name:   name,
+			Driver: fmt.Sprintf("%s (libdpdk %s)", C.GoString(&p.c.driver[0]), Version()),
+			MAC:    net.HardwareAddr(C.GoBytes(unsafe.Pointer(&p.c.mac[0]), 6)),
+			MTU:    opts.FrameBytes - etherHeaderBytes,
+			Ring:   opts.Ring,
+			FD:     -1,
+		}
+		if m := int(p.c.mtu); m != 0 {
+			p.info.MTU = min(p.info.MTU, m)
+		}
+		out[i] = p
 	}
-	return p, nil
+	return out, nil
+}
+
+// call hands the ports to C, as an array in C memory.
+func (d *device) call(fn func(**C.struct_mr_port) C.int) C.int {
+	a := (*[maxQueues]*C.struct_mr_port)(C.calloc(maxQueues, C.size_t(unsafe.Sizeof(d.ports[0].c))))
+	defer C.free(unsafe.Pointer(a))
+	for i, p := range d.ports {
+		a[i] = p.c
+	}
+	return fn(&a[0])
 }
 
 // Info describes the port.
@@ -178,8 +217,9 @@ func (p *port) cross(tx int) {
 	C.mr_burst(c)
 }
 
-// Close stops the port, removes its device and frees its memory. The owner must
-// have stopped using the port. A second Close returns os.ErrClosed.
+// Close ends the use of the queue, and with the last queue of a device stops it,
+// removes it and frees its memory. The owner must have stopped using the port. A
+// second Close returns os.ErrClosed.
 func (p *port) Close() error {
 	eal.mu.Lock()
 	defer eal.mu.Unlock()
@@ -187,13 +227,19 @@ func (p *port) Close() error {
 		return os.ErrClosed
 	}
 	p.closed = true
+	d := p.dev
+	if d.open--; d.open > 0 {
+		return nil
+	}
 	remove := C.int(0)
-	if p.removes {
+	if d.removes {
 		remove = 1
 	}
 	Log()
-	rc := C.mr_port_close(p.c, remove)
-	C.free(unsafe.Pointer(p.c))
+	rc := d.call(func(a **C.struct_mr_port) C.int { return C.mr_port_close(a, C.uint32_t(len(d.ports)), remove) })
+	for _, p := range d.ports {
+		C.free(unsafe.Pointer(p.c))
+	}
 	if rc != 0 {
 		return &Error{Op: "rte_eth_dev_close", Dev: p.info.Name, Err: cerror(rc), Log: Log()}
 	}

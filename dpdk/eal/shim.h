@@ -1,5 +1,5 @@
-// One port of libdpdk with one receive and one transmit queue, and the fused
-// burst that serves it. All memory named here is C memory: Go reads and writes
+// One receive and one transmit queue of a device of libdpdk, and the fused burst
+// that serves them. All memory named here is C memory: Go reads and writes
 // the arrays of struct mr_port between two calls of mr_burst, on the port's one
 // owner thread of the moment, so neither side needs atomics.
 #ifndef MILLRACE_EAL_SHIM_H
@@ -23,7 +23,8 @@ struct mr_port {
 	uint32_t n_rx;    // out: rx[0..n_rx) received
 	uint32_t n_free;  // in: free[0..n_free) to give back; out: 0
 	uint32_t down;    // out: 1 once a link that was up has gone down
-	uint32_t port_id;
+	uint16_t port_id;
+	uint16_t queue;
 	uint64_t chained; // received frames dropped because they had several segments
 	uint64_t no_mbuf; // refills that found the pool empty
 
@@ -38,6 +39,7 @@ struct mr_port {
 	void **dev_data;      // struct rte_eth_dev_data of a guarded port
 	char name[64];
 	char driver[64];
+	uint32_t mtu;         // IP bytes per frame; 0: what the frames have room for
 	uint8_t mac[6];
 	uint8_t was_up;
 };
@@ -56,21 +58,23 @@ struct mr_config {
 	uint32_t frame_bytes;
 	uint32_t frames;
 	uint32_t ring;
+	uint32_t mtu; // 0: the device's own
 	// net_memif only: what identifies the driver's private structure.
 	const char *memif_socket, *memif_secret;
 	uint32_t memif_id, memif_role;
 };
 
-// mr_port_open attaches the device, makes its pool, configures and starts it. On
-// failure *step says what failed and the result is -errno.
-int mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step);
+// mr_port_open attaches the device if need be, makes a pool for each of its n queues,
+// which are ports[0..n), configures and starts it. On failure *step says what failed
+// and the result is -errno.
+int mr_port_open(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step);
 
 // mr_port_up returns 1 if the link is up.
 int mr_port_up(struct mr_port *p);
 
-// mr_port_close stops the device, removes it and frees its pool. remove is 1 for
-// a device that mr_port_open attached.
-int mr_port_close(struct mr_port *p, int remove);
+// mr_port_close stops the device of ports[0..n), removes it and frees its pools.
+// remove is 1 for a device that mr_port_open attached.
+int mr_port_close(struct mr_port **ports, uint32_t n, int remove);
 
 // mr_heap_bytes is what is allocated from libdpdk's heaps.
 uint64_t mr_heap_bytes(void);

@@ -76,9 +76,9 @@ mr_burst(struct mr_port *p)
 	}
 	if (guard_enter(p)) {
 		if (n > 0)
-			sent = rte_eth_tx_burst(p->port_id, 0, m, n);
+			sent = rte_eth_tx_burst(p->port_id, p->queue, m, n);
 		if (p->n_rx == 0)
-			got = rte_eth_rx_burst(p->port_id, 0, m, MR_BURST);
+			got = rte_eth_rx_burst(p->port_id, p->queue, m, MR_BURST);
 		guard_leave(p);
 	}
 	p->n_tx = sent;

@@ -98,28 +98,50 @@ find_guard(struct mr_port *p, const struct mr_config *c)
 	}
 }
 
+// configure asks for n queues and for those offloads of the device that cost
+// nothing to use.
 static int
-setup(struct mr_port *p, const struct mr_config *c, const char **step)
+configure(struct mr_port **ports, uint32_t n, const struct mr_config *c)
 {
+	struct mr_port *p = ports[0];
 	struct rte_eth_conf conf;
 	struct rte_eth_dev_info info;
-	struct rte_ether_addr mac;
+	uint64_t rss;
+	uint16_t mtu;
+	uint32_t i;
+	int ret;
+
+	ret = rte_eth_dev_info_get(p->port_id, &info);
+	if (ret != 0)
+		return ret;
+	for (i = 0; i < n; i++)
+		snprintf(ports[i]->driver, sizeof(ports[i]->driver), "%s", info.driver_name);
+	memset(&conf, 0, sizeof(conf));
+	conf.rxmode.mtu = c->mtu;
+	// All mbufs of a queue come from one pool and nobody else refers to them.
+	conf.txmode.offloads = info.tx_offload_capa & RTE_ETH_TX_OFFLOAD_MBUF_FAST_FREE;
+	rss = info.flow_type_rss_offloads & (RTE_ETH_RSS_IP | RTE_ETH_RSS_UDP);
+	if (n > 1 && rss != 0) {
+		conf.rxmode.mq_mode = RTE_ETH_MQ_RX_RSS;
+		conf.rx_adv_conf.rss_conf.rss_hf = rss;
+	}
+	ret = rte_eth_dev_configure(p->port_id, n, n, &conf);
+	if (ret != 0 || c->memif_secret != NULL)
+		return ret; // net_memif's MTU is the size of its buffers
+	ret = rte_eth_dev_get_mtu(p->port_id, &mtu);
+	for (i = 0; i < n; i++)
+		ports[i]->mtu = mtu;
+	return ret;
+}
+
+static int
+setup_queue(struct mr_port *p, const struct mr_config *c, const char **step)
+{
 	uint16_t nrx = c->ring, ntx = c->ring;
 	char pool[RTE_MEMPOOL_NAMESIZE];
 	uint32_t rings;
 	int ret;
 
-	*step = "rte_eth_dev_info_get";
-	ret = rte_eth_dev_info_get(p->port_id, &info);
-	if (ret != 0)
-		return ret;
-	snprintf(p->driver, sizeof(p->driver), "%s", info.driver_name);
-
-	*step = "rte_eth_dev_configure";
-	memset(&conf, 0, sizeof(conf));
-	ret = rte_eth_dev_configure(p->port_id, 1, 1, &conf);
-	if (ret != 0)
-		return ret;
 	rte_eth_dev_adjust_nb_rx_tx_desc(p->port_id, &nrx, &ntx);
 
 	// What can be out of the pool at once: the driver's rings, the four arrays
@@ -127,18 +149,32 @@ setup(struct mr_port *p, const struct mr_config *c, const char **step)
 	// hold no mbufs.
 	rings = c->memif_secret ? 0 : (uint32_t)nrx + ntx;
 	*step = "rte_pktmbuf_pool_create";
-	snprintf(pool, sizeof(pool), "mr_%u_%s", p->port_id, c->name);
+	snprintf(pool, sizeof(pool), "mr_%u_%u", p->port_id, p->queue);
 	p->pool = rte_pktmbuf_pool_create_by_ops(pool, rings + 4 * MR_BURST + c->frames, 0, 0,
 		c->frame_bytes + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY, "millrace_lifo");
 	if (p->pool == NULL)
 		return -rte_errno;
 
 	*step = "rte_eth_rx_queue_setup";
-	ret = rte_eth_rx_queue_setup(p->port_id, 0, nrx, SOCKET_ID_ANY, NULL, p->pool);
+	ret = rte_eth_rx_queue_setup(p->port_id, p->queue, nrx, SOCKET_ID_ANY, NULL, p->pool);
 	if (ret != 0)
 		return ret;
 	*step = "rte_eth_tx_queue_setup";
-	ret = rte_eth_tx_queue_setup(p->port_id, 0, ntx, SOCKET_ID_ANY, NULL);
+	return rte_eth_tx_queue_setup(p->port_id, p->queue, ntx, SOCKET_ID_ANY, NULL);
+}
+
+static int
+setup(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step)
+{
+	struct mr_port *p = ports[0];
+	struct rte_ether_addr mac;
+	uint32_t i;
+	int ret;
+
+	*step = "rte_eth_dev_configure";
+	ret = configure(ports, n, c);
+	for (i = 0; i < n && ret == 0; i++)
+		ret = setup_queue(ports[i], c, step);
 	if (ret != 0)
 		return ret;
 	if (c->memif_secret != NULL)
@@ -147,19 +183,37 @@ setup(struct mr_port *p, const struct mr_config *c, const char **step)
 	ret = rte_eth_dev_start(p->port_id);
 	if (ret != 0)
 		return ret;
+	if (c->memif_secret == NULL)
+		rte_eth_allmulticast_enable(p->port_id); // IPv6 neighbour discovery; a driver without the choice gets them all
 	if (rte_eth_macaddr_get(p->port_id, &mac) == 0)
-		memcpy(p->mac, mac.addr_bytes, 6);
+		for (i = 0; i < n; i++)
+			memcpy(ports[i]->mac, mac.addr_bytes, 6);
 	return 0;
 }
 
+static void
+free_pools(struct mr_port **ports, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		rte_mempool_free(ports[i]->pool);
+		ports[i]->pool = NULL;
+	}
+}
+
 int
-mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step)
+mr_port_open(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step)
 {
 	uint16_t id;
+	uint32_t i;
 	int ret;
 
-	memset(p, 0, sizeof(*p));
-	snprintf(p->name, sizeof(p->name), "%s", c->name);
+	for (i = 0; i < n; i++) {
+		memset(ports[i], 0, sizeof(*ports[i]));
+		snprintf(ports[i]->name, sizeof(ports[i]->name), "%s", c->name);
+		ports[i]->queue = i;
+	}
 	if (c->args != NULL) {
 		*step = "rte_eal_hotplug_add";
 		ret = rte_eal_hotplug_add("vdev", c->name, c->args);
@@ -169,8 +223,9 @@ mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step)
 	*step = "rte_eth_dev_get_port_by_name";
 	ret = rte_eth_dev_get_port_by_name(c->name, &id);
 	if (ret == 0) {
-		p->port_id = id;
-		ret = setup(p, c, step);
+		for (i = 0; i < n; i++)
+			ports[i]->port_id = id;
+		ret = setup(ports, n, c, step);
 		if (ret == 0)
 			return 0;
 		if (c->args != NULL)
@@ -178,7 +233,7 @@ mr_port_open(struct mr_port *p, const struct mr_config *c, const char **step)
 	}
 	if (c->args != NULL)
 		rte_eal_hotplug_remove("vdev", c->name);
-	rte_mempool_free(p->pool);
+	free_pools(ports, n);
 	return ret;
 }
 
@@ -251,8 +306,9 @@ stop_and_close(void *arg)
 }
 
 int
-mr_port_close(struct mr_port *p, int remove)
+mr_port_close(struct mr_port **ports, uint32_t n, int remove)
 {
+	struct mr_port *p = ports[0];
 	struct stop s = {.p = p};
 	int memif = strcmp(p->driver, "net_memif") == 0, ret;
 
@@ -272,9 +328,8 @@ mr_port_close(struct mr_port *p, int remove)
 		if (ret == 0)
 			ret = r;
 	}
-	// All mbufs go with the pool, whoever holds them.
-	rte_mempool_free(p->pool);
-	p->pool = NULL;
+	// All mbufs go with their pools, whoever holds them.
+	free_pools(ports, n);
 	return ret;
 }
 

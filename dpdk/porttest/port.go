@@ -1,5 +1,5 @@
-// Package porttest is a pair of poll-mode ports in memory with seeded faults, and
-// the conformance suite that every dpdk.Port passes.
+// Package porttest is poll-mode ports in memory with seeded faults, and the
+// conformance suite that every dpdk.Port passes.
 package porttest
 
 import (
@@ -26,15 +26,15 @@ type Config struct {
 	FailAlloc  float64 // AllocBurst gives fewer frames than it could
 }
 
-// Port is one of a pair. Misuse of a frame (freed twice, used after it was given
-// away, foreign) panics with the reason. The two ports may be owned by different
-// goroutines.
+// Port is one of a pair, or a queue of a device. Misuse of a frame (freed twice, used
+// after it was given away, foreign) panics with the reason. Connected ports may be
+// owned by different goroutines.
 type Port struct {
-	mu     *sync.Mutex // guards both ports of the pair
+	mu     *sync.Mutex // guards all ports that are connected
 	cfg    Config
 	rng    *rand.Rand
 	info   dpdk.PortInfo
-	peer   *Port
+	peers  []*Port // what it sends goes to one of them
 	frames [][]byte
 	busy   []bool // by frame: the caller has it
 	spare  []int
@@ -46,6 +46,7 @@ type Port struct {
 
 type packet struct {
 	data []byte
+	to   *Port
 }
 
 // Stats counts what a port did with frames given to TxBurst.
@@ -55,6 +56,15 @@ type Stats struct {
 
 // NewPair makes two connected ports, named name0 and name1.
 func NewPair(name string, cfg Config) (a, b *Port) {
+	queues, peer := NewDevice(name, 1, cfg)
+	queues[0].info.Name, peer.info.Name = name+"0", name+"1"
+	return queues[0], peer
+}
+
+// NewDevice makes a device of several queues, which has one MAC address, and the
+// port at the other end of its wire. What that port sends arrives at queues by
+// chance, as if a card spread it by a hash that nobody knows.
+func NewDevice(name string, queues int, cfg Config) (device []*Port, peer *Port) {
 	if cfg.FrameBytes == 0 {
 		cfg.FrameBytes = 4352
 	}
@@ -66,11 +76,10 @@ func NewPair(name string, cfg Config) (a, b *Port) {
 	}
 	mu := new(sync.Mutex)
 	rng := rand.New(rand.NewPCG(cfg.Seed, 0x6d696c6c72616365))
-	one := func(i int) *Port {
+	one := func(name string, mac byte) *Port {
 		p := &Port{mu: mu, cfg: cfg, rng: rng, busy: make([]bool, cfg.Frames)}
 		p.info = dpdk.PortInfo{
-			Name: fmt.Sprintf("%s%d", name, i), Driver: "porttest",
-			MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(i + 1)},
+			Name: name, Driver: "porttest", MAC: net.HardwareAddr{2, 0, 0, 0, 0, mac},
 			MTU: cfg.FrameBytes - 14, Ring: cfg.Ring, FD: -1,
 		}
 		for i := range cfg.Frames {
@@ -79,19 +88,33 @@ func NewPair(name string, cfg Config) (a, b *Port) {
 		}
 		return p
 	}
-	a, b = one(0), one(1)
-	a.peer, b.peer = b, a
-	return a, b
+	peer = one(name+"-peer", 2)
+	for range queues {
+		q := one(name, 1)
+		q.peers = []*Port{peer}
+		device = append(device, q)
+	}
+	peer.peers = device
+	return device, peer
 }
 
 // Info describes the port.
 func (p *Port) Info() dpdk.PortInfo { return p.info }
 
-// Up says whether both ports are open.
+// Up says whether both ends of the wire are open.
 func (p *Port) Up() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.closed && !p.peer.closed
+	return p.up()
+}
+
+func (p *Port) up() bool {
+	for _, q := range p.peers {
+		if !q.closed {
+			return !p.closed
+		}
+	}
+	return false
 }
 
 func (p *Port) chance(probability float64) bool {
@@ -138,13 +161,15 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(frames)
-	if p.closed || p.peer.closed {
+	if !p.up() {
 		return 0
 	}
 	if p.chance(p.cfg.RefuseTx) {
 		n = p.rng.IntN(n + 1)
 	}
-	n = min(n, p.cfg.Ring-min(len(p.peer.in), p.cfg.Ring))
+	for _, q := range p.peers {
+		n = min(n, p.cfg.Ring-min(len(q.in), p.cfg.Ring))
+	}
 	for _, f := range frames[:n] {
 		if f.Len > len(f.Data) || f.Len <= 0 {
 			panic(fmt.Sprintf("porttest: %s: transmit of %d bytes from a frame of %d", p.info.Name, f.Len, len(f.Data)))
@@ -162,30 +187,33 @@ func (p *Port) deliver(data []byte) {
 		p.stats.Lost++
 		return
 	}
-	pkt := packet{data}
+	pkt := packet{data, p.peers[0]}
+	if len(p.peers) > 1 {
+		pkt.to = p.peers[p.rng.IntN(len(p.peers))]
+	}
 	if p.late == nil && p.chance(p.cfg.Reorder) {
 		p.stats.Reordered++
 		p.late = &pkt
 		return
 	}
-	p.peer.arrive(pkt)
+	p.arrive(pkt)
 	if p.chance(p.cfg.Duplicate) {
 		p.stats.Duplicated++
-		p.peer.arrive(pkt)
+		p.arrive(pkt)
 	}
 	if p.late != nil {
 		late := *p.late
 		p.late = nil
-		p.peer.arrive(late)
+		p.arrive(late)
 	}
 }
 
 func (p *Port) arrive(pkt packet) {
-	if len(p.in) >= 2*p.cfg.Ring { // duplicates and late frames may pass the ring's size
-		p.peer.stats.Overrun++
+	if len(pkt.to.in) >= 2*p.cfg.Ring { // duplicates and late frames may pass the ring's size
+		p.stats.Overrun++
 		return
 	}
-	p.in = append(p.in, pkt)
+	pkt.to.in = append(pkt.to.in, pkt)
 }
 
 // RxBurst receives. A frame that was held back arrives at the latest when nothing
@@ -193,9 +221,11 @@ func (p *Port) arrive(pkt packet) {
 func (p *Port) RxBurst(frames []dpdk.Frame) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.in) == 0 && p.peer.late != nil {
-		p.in = append(p.in, *p.peer.late)
-		p.peer.late = nil
+	for _, q := range p.peers {
+		if len(p.in) == 0 && q.late != nil && q.late.to == p {
+			p.in = append(p.in, *q.late)
+			q.late = nil
+		}
 	}
 	n := p.alloc(frames[:min(len(frames), len(p.in))])
 	for i := range n {
@@ -232,7 +262,7 @@ func (p *Port) Stats() Stats {
 func (p *Port) Inject(data []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.in = append(p.in, packet{append([]byte(nil), data...)})
+	p.in = append(p.in, packet{append([]byte(nil), data...), p})
 }
 
 // Close closes the port. A second Close returns os.ErrClosed.
