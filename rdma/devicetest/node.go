@@ -95,6 +95,8 @@ type end struct {
 	*node
 	qp rdma.QP
 	cq rdma.CQ
+
+	destRdAtomic int
 }
 
 func (n *node) newCQ(entries int) rdma.CQ {
@@ -113,16 +115,21 @@ func (n *node) newEnd(sends, receives int) *end {
 
 func (n *node) newEndOn(cq rdma.CQ, sends, receives int) *end {
 	n.t.Helper()
-	qp, err := n.pd.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: sends, RecvWRs: receives})
+	return n.newEndWith(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: sends, RecvWRs: receives})
+}
+
+func (n *node) newEndWith(cfg rdma.QPConfig) *end {
+	n.t.Helper()
+	qp, err := n.pd.CreateQP(cfg)
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	return &end{node: n, qp: qp, cq: cq}
+	return &end{node: n, qp: qp, cq: cfg.RecvCQ, destRdAtomic: cfg.MaxDestRdAtomic}
 }
 
 func (e *end) remote(mtu int) rdma.Remote {
 	a := e.dev.Attr()
-	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: e.qp.Num(), StartPSN: e.qp.StartPSN(), PathMTU: mtu}
+	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: e.qp.Num(), StartPSN: e.qp.StartPSN(), PathMTU: mtu, MaxDestRdAtomic: e.destRdAtomic}
 }
 
 // connected gives the two ends of a connection.
@@ -229,7 +236,7 @@ func (w *world) nothing(e *end) {
 func (w *world) failed(e *end, op rdma.WCOpcode, n int, status ...rdma.Status) {
 	w.t.Helper()
 	for i, wc := range w.poll(e, n) {
-		if wc.Op != op || wc.QPN != e.qp.Num() {
+		if wc.Op.IsRecv() != op.IsRecv() || wc.QPN != e.qp.Num() {
 			w.t.Fatalf("completion %d: %+v, want one of kind %d of queue pair %d", i, wc, op, e.qp.Num())
 		}
 		ok := i > 0 && wc.Status == rdma.FlushError

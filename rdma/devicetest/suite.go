@@ -29,8 +29,8 @@ type Pair struct {
 	Idle func(next int64)
 }
 
-// Run runs the suite. Tests of what a device lacks skip, with its reason, where
-// the device refuses with rdma.ErrNotSupported; anything else is a failure.
+// Run runs the suite. Tests of what a device lacks, by its capabilities, skip with
+// that reason; anything else is a failure.
 func Run(t *testing.T, s Setup) {
 	if s.DeadPeer == 0 {
 		s.DeadPeer = 30 * time.Second
@@ -56,6 +56,19 @@ func Run(t *testing.T, s Setup) {
 		{"BothWays", testBothWays},
 		{"PostsThatAreRefused", testRefusedPosts},
 		{"OpcodesThatAreLacking", testLackingOpcodes},
+		{"Write", testWrite},
+		{"WriteImm", testWriteImm},
+		{"WriteThenSend", testWriteThenSend},
+		{"Read", testRead},
+		{"Atomics", testAtomics},
+		{"ManyReads", testManyReads},
+		{"ReadsNeedLimits", testReadsNeedLimits},
+		{"RemoteRights", testRemoteRights},
+		{"Deregistered", testDeregistered},
+		{"SharedReceives", testSharedReceives},
+		{"SharedLimit", testSharedLimit},
+		{"SharedFailure", testSharedFailure},
+		{"SharedConfigs", testSharedConfigs},
 		{"ReceiveIsLate", testReceiveIsLate},
 		{"ReceiveNeverComes", testReceiveNeverComes},
 		{"MessageTooLong", testMessageTooLong},
