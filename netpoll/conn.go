@@ -149,6 +149,7 @@ func (c *Conn) Close(err error) {
 	if c.drainTimer != nil {
 		c.drainTimer.Stop()
 	}
+	c.handBack()
 	c.wire.Shut()
 	c.loop.forget(c)
 	c.handler.OnClose(c, err)

@@ -43,7 +43,7 @@ func FuzzTCPStream(f *testing.F) {
 		}
 		defer unix.Close(fds[1])
 		h := &recorder{}
-		if _, err := tcp.adopt(fds[0], "fuzz", limit, h); err != nil {
+		if _, err := tcp.adopt(fds[0], "fuzz", limit, h, kernelTCP); err != nil {
 			t.Fatal(err)
 		}
 		step := int(cut)%64 + 1

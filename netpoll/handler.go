@@ -16,7 +16,8 @@ type Handler interface {
 	OnWritable(c *Conn)
 	// OnClose runs once, last. err is nil after an orderly close by either side.
 	// Messages that were accepted by Send and not yet handed to the transport are
-	// lost with the connection; their buffers are released.
+	// lost with the connection, unless the handler is an UnsentHandler; their buffers
+	// are released.
 	OnClose(c *Conn, err error)
 }
 

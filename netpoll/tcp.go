@@ -138,7 +138,7 @@ func (t *TCP) accept(ln net.Listener, h Handler) {
 		go func() {
 			defer t.setups.Done()
 			defer func() { <-slots }()
-			if err := t.setUp(nc, h, nil); err != nil {
+			if err := t.setUp(nc, h, kernelTCP, nil); err != nil {
 				t.loop.log.Warn("connection refused", "listen", ln.Addr(), "err", err)
 			}
 		}()
@@ -162,7 +162,7 @@ func (t *TCP) Dial(u *url.URL, h Handler, done func(*Conn, error)) {
 			if err != nil {
 				return fmt.Errorf("cannot reach %s: %w (is the server running there?)", u, err)
 			}
-			return t.setUp(nc, h, done)
+			return t.setUp(nc, h, kernelTCP, done)
 		}()
 		if err != nil && t.loop.Submit(func() { done(nil, err) }) != nil {
 			t.loop.log.Debug("dial failed while the loop closed", "url", u, "err", err)
@@ -172,7 +172,7 @@ func (t *TCP) Dial(u *url.URL, h Handler, done func(*Conn, error)) {
 
 // setUp exchanges preambles and moves the socket from the net package to the
 // loop. It closes nc in every case: the loop gets a duplicate descriptor.
-func (t *TCP) setUp(nc net.Conn, h Handler, done func(*Conn, error)) error {
+func (t *TCP) setUp(nc net.Conn, h Handler, what Transport, done func(*Conn, error)) error {
 	defer nc.Close()
 	stop := context.AfterFunc(t.ctx, func() { _ = nc.Close() })
 	defer stop()
@@ -189,7 +189,7 @@ func (t *TCP) setUp(nc net.Conn, h Handler, done func(*Conn, error)) error {
 		return fmt.Errorf("netpoll: duplicating the socket to %s: %w", remote, errors.Join(cerr, err))
 	}
 	err = t.loop.Submit(func() {
-		c, err := t.adopt(fd, remote, limit, h)
+		c, err := t.adopt(fd, remote, limit, h, what)
 		if done != nil {
 			done(c, err)
 		} else if err != nil {
@@ -203,7 +203,7 @@ func (t *TCP) setUp(nc net.Conn, h Handler, done func(*Conn, error)) error {
 }
 
 // adopt starts serving fd; the loop's goroutine.
-func (t *TCP) adopt(fd int, remote string, limit int, h Handler) (*Conn, error) {
+func (t *TCP) adopt(fd int, remote string, limit int, h Handler, what Transport) (*Conn, error) {
 	c := &tcpConn{tcp: t, fd: fd, reading: true, interest: unix.EPOLLIN}
 	ev := unix.EpollEvent{Events: c.interest, Fd: int32(fd)}
 	if err := unix.EpollCtl(t.epfd, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
@@ -211,7 +211,7 @@ func (t *TCP) adopt(fd int, remote string, limit int, h Handler) (*Conn, error) 
 		return nil, fmt.Errorf("netpoll: epoll_ctl add: %w", err)
 	}
 	t.conns[int32(fd)] = c
-	c.ep = NewEndpoint(t.loop, h, c, Transport{Scheme: "tcp", Device: "epoll", Label: "kernel", Reason: "asked for"}, remote)
+	c.ep = NewEndpoint(t.loop, h, c, what, remote)
 	c.ep.LimitMessage(limit)
 	c.ep.Open()
 	return c.ep.Conn(), nil
