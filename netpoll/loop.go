@@ -54,13 +54,24 @@ const (
 	// blocked, or the thread was off its CPU. 10 ms is the kernel's and the Go
 	// scheduler's usual time slice.
 	stallNanos = int64(10 * time.Millisecond)
+	// yieldNanos is how often a loop that does not sleep lets other goroutines run.
+	// Each time costs about as much as a message, or, where a thread has to be woken
+	// to look for them, as much as ten.
+	yieldNanos = int64(100 * time.Microsecond)
+	// flushRounds is how often in one cycle a connection may be told that it can
+	// send again: enough to fill a socket's buffer.
+	flushRounds = 4
+	// coldNanos is how long a backend must have been quiet, while another was not,
+	// to be asked only every coldPollNanos.
+	coldNanos     = int64(50 * time.Microsecond)
+	coldPollNanos = int64(2 * time.Microsecond)
 )
 
 // Loop is one event loop. See the package comment.
 type Loop struct {
 	opts     Options
-	backends []Backend
-	idle     IdlePolicy
+	backends []backendState
+	idle     idler
 	pool     *hugepages.Pool
 	arena    *hugepages.Arena // the loop's own, or nil
 	log      *slog.Logger
@@ -87,22 +98,24 @@ type Loop struct {
 	stopping atomic.Bool
 	running  atomic.Bool
 	done     chan struct{}
-	stats    loopCounters
+
+	workAt  int64 // start of the last cycle in which a backend found work
+	yielded int64 // when other goroutines last had their turn
+	spareP  bool  // there are more Ps than this loop's
+	// sockets says that nothing but TCP ever found work. Then arming costs nothing and
+	// blocking is the next look, so a loop that does not spin needs no empty cycle
+	// before it blocks.
+	sockets bool
+	counts  loopCounts
+	stats   loopStats
 }
 
-type loopCounters struct {
-	cycles, busyCycles, parks, stalls, maxCycle, conns, busyNanos atomic.Int64
-}
-
-// Stats of a loop since it started.
-type Stats struct {
-	Cycles      int64         // duty cycles
-	BusyCycles  int64         // cycles that found work
-	Busy        time.Duration // time spent in cycles that found work
-	Parks       int64         // times the loop blocked
-	Stalls      int64         // busy cycles longer than 10 ms
-	MaxCycle    time.Duration // longest busy cycle
-	Connections int64         // open now
+// backendState is a backend and what its loop knows of it.
+type backendState struct {
+	Backend
+	workAt       int64 // start of the last cycle in which it found work
+	notBefore    int64 // Poll not before
+	empty, valid int64
 }
 
 // NewLoop makes a loop and attaches its backends. Run runs it.
@@ -124,7 +137,7 @@ func NewLoop(o Options) (*Loop, error) {
 		o.Logger = slog.Default()
 	}
 	l := &Loop{
-		opts: o, backends: o.Backends, idle: o.Idle, pool: o.Pool, log: o.Logger,
+		opts: o, backends: make([]backendState, len(o.Backends)), idle: newIdler(o.Idle), pool: o.Pool, log: o.Logger,
 		start: time.Now(), conns: map[*Conn]struct{}{}, listeners: map[Listener]struct{}{},
 		queue: newSubmitQueue(o.SubmitQueue), done: make(chan struct{}),
 	}
@@ -136,13 +149,15 @@ func NewLoop(o Options) (*Loop, error) {
 		l.arena, l.pool = arena, hugepages.NewPool(arena)
 	}
 	var err error
-	if l.wake, err = newWaker(); err != nil {
+	if l.wake, err = newWaker(l.Clock); err != nil {
 		return nil, errors.Join(err, l.freeArena())
 	}
-	for i, b := range l.backends {
+	l.stats.polls = make([]pollStats, len(o.Backends))
+	for i, b := range o.Backends {
+		l.backends[i].Backend = b
 		if err := b.Attach(l); err != nil {
 			err = fmt.Errorf("netpoll: backend %s: %w", b.Scheme(), err)
-			for _, attached := range l.backends[:i] {
+			for _, attached := range o.Backends[:i] {
 				err = errors.Join(err, attached.Close())
 			}
 			return nil, errors.Join(err, l.wake.close(), l.freeArena())
@@ -179,15 +194,6 @@ func (l *Loop) Now() int64 { return l.now }
 
 // Clock reads the clock that Now caches. Any goroutine.
 func (l *Loop) Clock() int64 { return int64(time.Since(l.start)) }
-
-// Stats returns the counters. Any goroutine.
-func (l *Loop) Stats() Stats {
-	s := &l.stats
-	return Stats{
-		Cycles: s.cycles.Load(), BusyCycles: s.busyCycles.Load(), Busy: time.Duration(s.busyNanos.Load()), Parks: s.parks.Load(),
-		Stalls: s.stalls.Load(), MaxCycle: time.Duration(s.maxCycle.Load()), Connections: s.conns.Load(),
-	}
-}
 
 // Submit runs fn on the loop's goroutine, in submission order. Any goroutine.
 // ErrBackpressure if the queue is full, ErrLoopClosed after the loop stopped; fn
@@ -248,7 +254,8 @@ func (l *Loop) backend(rawURL string) (Backend, *url.URL, error) {
 		return nil, nil, fmt.Errorf("netpoll: address %q: %w", rawURL, err)
 	}
 	names := make([]string, 0, len(l.backends))
-	for _, b := range l.backends {
+	for i := range l.backends {
+		b := l.backends[i].Backend
 		if b.Scheme() == u.Scheme {
 			return b, u, nil
 		}
@@ -330,46 +337,64 @@ func (l *Loop) Run() error {
 		return errors.New("netpoll: Run called twice")
 	}
 	defer close(l.done)
-	empty := 0
+	l.now = l.Clock()
+	l.yielded = l.now
+	l.spareP = runtime.GOMAXPROCS(0) > 1
+	l.sockets = true
 	for !l.stopping.Load() {
-		l.now = l.Clock()
 		work := l.cycle()
-		l.stats.cycles.Add(1)
+		end := l.Clock()
+		l.counts.cycles++
 		if work > 0 {
-			empty = 0
-			l.countBusy()
-			// A goroutine that spins on its P must let the others of that P run: the
-			// bootstrap, signal handling, metrics.
-			runtime.Gosched()
-		} else if empty++; empty&1023 == 0 {
-			runtime.Gosched()
+			l.countBusy(end)
+			l.idle.worked(work, l.now, end)
 		}
-		if l.idle.step(work, l.now) {
+		l.now = end
+		if end-l.yielded >= yieldNanos {
+			l.yield()
+		}
+		if until := l.idle.napUntil(work); until > l.now {
+			l.nap(until)
+		} else if (work == 0 || l.sockets && !l.idle.gulps()) && l.idle.mayPark(l.now) {
 			l.park()
+		} else if work == 0 {
+			pause()
 		}
 	}
 	return l.finish()
 }
 
-func (l *Loop) countBusy() {
-	took := l.Clock() - l.now
-	s := &l.stats
-	s.busyCycles.Add(1)
-	s.busyNanos.Add(took)
-	if took > s.maxCycle.Load() {
-		s.maxCycle.Store(took)
-	}
-	if took > stallNanos {
-		s.stalls.Add(1)
-	}
+// yield lets other goroutines run: the bootstrap, signal handling, metrics. With a
+// P to itself each of them would find another one; a loop that spins on the only P
+// would keep them waiting for the scheduler's time slice of 10 ms.
+func (l *Loop) yield() {
+	l.publish()
+	runtime.Gosched()
+	l.now = l.Clock()
+	l.yielded = l.now
 }
 
 // cycle is one duty cycle.
 func (l *Loop) cycle() int {
 	work := l.queue.run(pollBudget)
 	work += l.timers.run(l.now)
-	for _, b := range l.backends {
-		work += b.Poll(pollBudget)
+	for i := range l.backends {
+		b := &l.backends[i]
+		if l.now < b.notBefore {
+			continue
+		}
+		n := b.Poll(pollBudget)
+		if n > 0 {
+			work += n
+			l.foundWork(b)
+			continue
+		}
+		b.empty++
+		// While another backend is hot, one that has been quiet shall not slow it
+		// down: asking it may take a system call.
+		if l.now-l.workAt <= coldNanos && l.now-b.workAt > coldNanos {
+			b.notBefore = l.now + coldPollNanos
+		}
 	}
 	if work > 0 || l.hooksOwe || l.hooksDue != 0 && l.now >= l.hooksDue {
 		l.runHooks()
@@ -378,12 +403,22 @@ func (l *Loop) cycle() int {
 	return work
 }
 
-// flush sends what handlers queued, and tells those that may send again.
+func (l *Loop) foundWork(b *backendState) {
+	b.valid++
+	b.workAt, l.workAt = l.now, l.now
+	if _, ok := b.Backend.(*TCP); !ok {
+		l.sockets = false
+	}
+}
+
+// flush sends what handlers queued, and tells those that may send again. One that
+// always has more to send must not keep the others waiting: after a few rounds the
+// next cycle goes on.
 func (l *Loop) flush() {
 	if len(l.dirty) > 0 || len(l.writable) > 0 { // handlers run: OnWritable, OnClose
 		l.hooksOwe = len(l.hooks) > 0
 	}
-	for len(l.dirty) > 0 || len(l.writable) > 0 {
+	for round := 0; round < flushRounds && (len(l.dirty) > 0 || len(l.writable) > 0); round++ {
 		for i := 0; i < len(l.dirty); i++ {
 			c := l.dirty[i]
 			c.dirty = false
@@ -407,6 +442,37 @@ func (l *Loop) flush() {
 	}
 }
 
+// nextDeadline is when the loop must run for its own timers and hooks, 0 for
+// never.
+func (l *Loop) nextDeadline() int64 {
+	return earlier(l.timers.next(), l.hooksDue)
+}
+
+// earlier is the earlier of two times of which 0 means never.
+func earlier(a, b int64) int64 {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// nap lets work gather until then, or until a timer is due.
+func (l *Loop) nap(until int64) {
+	if l.hooksOwe || len(l.dirty) > 0 || len(l.writable) > 0 {
+		return
+	}
+	if d := l.nextDeadline(); d != 0 {
+		until = min(until, d)
+	}
+	if until <= l.now {
+		return
+	}
+	l.counts.naps++
+	l.publish()
+	l.wake.nap(time.Duration(until - l.now))
+	l.woke()
+}
+
 // park blocks until there is something to do. The order is what prevents a lost
 // wake-up: arm every backend (each looks once more), announce the sleep, look at
 // the submission queue once more, block.
@@ -414,19 +480,17 @@ func (l *Loop) park() {
 	if l.hooksOwe {
 		return
 	}
-	deadline := l.timers.next()
-	if l.hooksDue != 0 && (deadline == 0 || l.hooksDue < deadline) {
-		deadline = l.hooksDue
-	}
-	for _, b := range l.backends {
+	deadline := l.nextDeadline()
+	for i := range l.backends {
+		b := &l.backends[i]
 		d, idle := b.Arm()
 		if !idle { // looking once more, it may have run handlers
 			l.hooksOwe = len(l.hooks) > 0
+			l.foundWork(b)
+			l.idle.worked(1, l.now, l.now)
 			return
 		}
-		if d != 0 && (deadline == 0 || d < deadline) {
-			deadline = d
-		}
+		deadline = earlier(deadline, d)
 	}
 	l.wake.announce()
 	if l.queue.len() > 0 || l.stopping.Load() || len(l.dirty) > 0 || len(l.writable) > 0 {
@@ -437,9 +501,29 @@ func (l *Loop) park() {
 	if deadline != 0 {
 		timeout = time.Duration(max(0, deadline-l.Clock()))
 	}
-	l.stats.parks.Add(1)
-	if err := l.wake.block(timeout); err != nil {
+	l.counts.parks++
+	l.publish()
+	late, err := l.wake.block(timeout)
+	if err != nil {
 		l.log.Error("event loop cannot block; it goes on polling", "err", err)
+	}
+	if late > 0 {
+		l.idle.learnWake(late)
+	}
+	l.idle.slept = true
+	l.woke()
+}
+
+// woke is the end of a sleep.
+func (l *Loop) woke() {
+	slept := l.now
+	l.now = l.Clock()
+	l.counts.asleep += l.now - slept
+	if l.spareP { // others had their turn on it
+		l.yielded = l.now
+	}
+	for i := range l.backends {
+		l.backends[i].notBefore = 0
 	}
 }
 
@@ -469,9 +553,10 @@ func (l *Loop) finish() error {
 	for c := range l.conns {
 		c.Close(ErrLoopClosed)
 	}
-	for _, b := range l.backends {
-		err = errors.Join(err, b.Close())
+	for i := range l.backends {
+		err = errors.Join(err, l.backends[i].Close())
 	}
+	l.publish()
 	l.queue.close()
 	for l.queue.run(pollBudget) > 0 {
 	}

@@ -131,36 +131,6 @@ func TestTimerWakesSleepingLoop(t *testing.T) {
 	}
 }
 
-func TestIdlePolicy(t *testing.T) {
-	p := Balanced()
-	if p.step(0, 100) || p.step(0, 100+int64(p.Spin)-1) {
-		t.Error("parked while it should spin")
-	}
-	if !p.step(0, 100+int64(p.Spin)) {
-		t.Error("did not park after the spin")
-	}
-	if p.step(1, 1e9) || p.step(0, 1e9) {
-		t.Error("work must start the spin anew")
-	}
-	lat := Latency()
-	lat.step(0, 1)
-	if lat.step(0, 1<<60) {
-		t.Error("latency parked")
-	}
-	eff := Efficient()
-	if !eff.step(0, 1) {
-		t.Error("efficient did not park at once")
-	}
-	for _, name := range []string{"latency", "balanced", "efficient"} {
-		if p, err := ParseIdlePolicy(name); err != nil || p.Name != name {
-			t.Errorf("%s: %v %v", name, p, err)
-		}
-	}
-	if _, err := ParseIdlePolicy("fast"); err == nil {
-		t.Error("unknown policy accepted")
-	}
-}
-
 func TestCloseUnattached(t *testing.T) {
 	if err := NewTCP().Close(); err != nil {
 		t.Error(err)

@@ -37,18 +37,18 @@ const (
 	starvedRetry = time.Millisecond
 )
 
-// TCP is the backend of tcp://host:port: length-framed messages, one epoll
+// TCP is the backend of tcp://host:port: length-framed messages, the loop's epoll
 // instance, vectored writes.
 type TCP struct {
 	loop    *Loop
-	epfd    int
-	conns   map[int32]*tcpConn // by descriptor, lingering ones included
+	conns   []*tcpConn // by descriptor, lingering ones included
+	open    int        // of conns
+	lastGen int32
 	hot     []*tcpConn
 	polls   uint
 	scratch *hugepages.Buf // what reads fill; private to no connection
 	starved []*tcpConn     // wait for pool memory
 	retryAt int64
-	events  [64]unix.EpollEvent
 	iov     [tcpMaxIovecs]unix.Iovec
 	msgs    []Message
 	ctx     context.Context // ends when the backend closes
@@ -59,7 +59,7 @@ type TCP struct {
 // NewTCP makes a TCP backend for one loop.
 func NewTCP() *TCP {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &TCP{conns: map[int32]*tcpConn{}, ctx: ctx, cancel: cancel}
+	return &TCP{ctx: ctx, cancel: cancel}
 }
 
 // Scheme is "tcp".
@@ -67,12 +67,8 @@ func (t *TCP) Scheme() string { return "tcp" }
 
 // Attach implements Poller.
 func (t *TCP) Attach(l *Loop) error {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return fmt.Errorf("epoll_create1: %w (raise the open file limit: ulimit -n)", err)
-	}
-	t.loop, t.epfd = l, fd
-	return l.WatchFD(fd)
+	t.loop = l
+	return nil
 }
 
 func tcpAddress(u *url.URL) (string, error) {
@@ -204,13 +200,17 @@ func (t *TCP) setUp(nc net.Conn, h Handler, what Transport, done func(*Conn, err
 
 // adopt starts serving fd; the loop's goroutine.
 func (t *TCP) adopt(fd int, remote string, limit int, h Handler, what Transport) (*Conn, error) {
-	c := &tcpConn{tcp: t, fd: fd, reading: true, interest: unix.EPOLLIN}
-	ev := unix.EpollEvent{Events: c.interest, Fd: int32(fd)}
-	if err := unix.EpollCtl(t.epfd, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+	t.lastGen = max(1, t.lastGen+1) // after 2³¹ connections from the start
+	c := &tcpConn{tcp: t, fd: fd, gen: t.lastGen, reading: true, interest: unix.EPOLLIN}
+	if err := t.loop.wake.socket(unix.EPOLL_CTL_ADD, fd, c.gen, c.interest); err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("netpoll: epoll_ctl add: %w", err)
 	}
-	t.conns[int32(fd)] = c
+	for fd >= len(t.conns) {
+		t.conns = append(t.conns, nil)
+	}
+	t.conns[fd] = c
+	t.open++
 	c.ep = NewEndpoint(t.loop, h, c, what, remote)
 	c.ep.LimitMessage(limit)
 	c.ep.Open()
@@ -219,12 +219,15 @@ func (t *TCP) adopt(fd int, remote string, limit int, h Handler, what Transport)
 
 // Poll implements Poller.
 func (t *TCP) Poll(budget int) int {
-	if len(t.conns) == 0 {
+	if t.open == 0 {
 		return 0
 	}
 	work := 0
 	if len(t.starved) > 0 && t.loop.now >= t.retryAt {
 		work += t.feedStarved()
+	}
+	if events := t.loop.wake.ready(); len(events) > 0 { // the loop slept, and this ended it
+		return work + t.serve(events)
 	}
 	for i := 0; i < len(t.hot); i++ {
 		c := t.hot[i]
@@ -241,20 +244,23 @@ func (t *TCP) Poll(budget int) int {
 	if len(t.hot) > 0 && t.polls%hotEpollEvery != 0 {
 		return work
 	}
-	return work + t.pollEvents(budget)
+	events, err := t.loop.wake.poll(budget)
+	if err != nil {
+		if err != unix.EINTR {
+			t.loop.log.Error("epoll_wait failed", "err", err)
+		}
+		return work
+	}
+	return work + t.serve(events)
 }
 
-func (t *TCP) pollEvents(budget int) int {
-	n, err := epollPoll(t.epfd, t.events[:min(len(t.events), budget)])
-	if err != nil && err != unix.EINTR {
-		t.loop.log.Error("epoll_wait failed", "err", err)
-		return 0
-	}
+func (t *TCP) serve(events []unix.EpollEvent) int {
 	work := 0
-	for _, ev := range t.events[:max(0, n)] {
+	for i := range events {
+		ev := &events[i]
 		c := t.conns[ev.Fd]
-		if c == nil || c.fd != int(ev.Fd) {
-			continue // closed by an earlier event of this burst
+		if c == nil || c.gen != ev.Pad {
+			continue // closed since
 		}
 		if ev.Events&unix.EPOLLOUT != 0 && !c.shut {
 			work++
@@ -272,7 +278,6 @@ func (t *TCP) pollEvents(budget int) int {
 				work++
 				c.failSocket()
 			}
-		case c.hotIndex > 0: // read above
 		default:
 			got := c.read()
 			work += got
@@ -284,12 +289,9 @@ func (t *TCP) pollEvents(budget int) int {
 	return work
 }
 
-// Arm implements Poller: epoll is level-triggered, so the nested descriptor is
-// always armed.
+// Arm implements Poller. The loop's sleep begins with a look at the sockets: epoll
+// is level-triggered.
 func (t *TCP) Arm() (int64, bool) {
-	if len(t.conns) > 0 && t.pollEvents(pollBudget) > 0 {
-		return 0, false
-	}
 	if len(t.starved) > 0 {
 		return max(1, t.retryAt), true
 	}
@@ -303,6 +305,9 @@ func (t *TCP) Close() error {
 	}
 	t.cancel()
 	for _, c := range t.conns {
+		if c == nil {
+			continue
+		}
 		if !c.shut {
 			c.ep.Closed(ErrLoopClosed)
 		}
@@ -314,12 +319,11 @@ func (t *TCP) Close() error {
 		t.scratch.Release()
 		t.scratch = nil
 	}
-	err := errors.Join(t.loop.UnwatchFD(t.epfd), unix.Close(t.epfd))
 	// Set-up goroutines may be waiting to submit; the loop no longer runs, so give
 	// their submissions an end.
 	t.loop.queue.close()
 	t.setups.Wait()
-	return err
+	return nil
 }
 
 // buffer makes sure that scratch is there and nobody else's.

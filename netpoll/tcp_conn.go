@@ -27,6 +27,7 @@ type tcpConn struct {
 	tcp *TCP
 	ep  *Endpoint
 	fd  int
+	gen int32 // tells its events from those of an earlier socket of the same fd
 
 	// Receiving.
 	header   [frameHeader]byte
@@ -302,8 +303,7 @@ func (c *tcpConn) setInterest() {
 		return
 	}
 	c.interest = want
-	ev := unix.EpollEvent{Events: want, Fd: int32(c.fd)}
-	if err := unix.EpollCtl(c.tcp.epfd, unix.EPOLL_CTL_MOD, c.fd, &ev); err != nil {
+	if err := c.tcp.loop.wake.socket(unix.EPOLL_CTL_MOD, c.fd, c.gen, want); err != nil {
 		c.tcp.loop.log.Error("epoll_ctl mod failed", "remote", c.ep.Conn().remote, "err", err)
 	}
 }
@@ -374,7 +374,8 @@ func (c *tcpConn) closeFD() {
 	if c.fd < 0 {
 		return
 	}
-	delete(c.tcp.conns, int32(c.fd))
+	c.tcp.conns[c.fd] = nil
+	c.tcp.open--
 	_ = unix.Close(c.fd) // leaves epoll with it
 	c.fd = -1
 }

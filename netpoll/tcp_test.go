@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +20,16 @@ import (
 	"github.com/millrace/millrace/hugepages"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if policy := os.Getenv(idleServerEnv); policy != "" { // a child of BenchmarkIdle
+		if err := idleServer(policy); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testPool gives a pool whose buffers must all be back at the end of the test.
 func testPool(t testing.TB, bytes int) *hugepages.Pool {

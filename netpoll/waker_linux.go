@@ -9,18 +9,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waker is where a loop sleeps: an epoll instance over an eventfd and the
-// backends' descriptors.
+// waker is the loop's one epoll instance: where it sleeps, over an eventfd, the
+// descriptors of backends, and the sockets of the TCP backend, so that one system
+// call both sleeps and tells which sockets are ready.
+//
+// An event's Pad tells them apart: 0 for what only ends the sleep, else the
+// socket's generation.
 type waker struct {
+	clock      func() int64
 	epfd, evfd int
 	sleeping   atomic.Bool
-	mu         sync.Mutex // guards evfd against a notify during close
+	notifiedAt atomic.Int64 // clock of the notification that is under way
+	mu         sync.Mutex   // guards evfd against a notify during close
 	closed     bool
 	noPwait2   bool // kernel before 5.11, or an emulator: millisecond time-outs
-	events     [16]unix.EpollEvent
+	events     [64]unix.EpollEvent
+	sockets    []unix.EpollEvent // found by the last block and not yet taken
 }
 
-func newWaker() (*waker, error) {
+func newWaker(clock func() int64) (*waker, error) {
 	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("netpoll: epoll_create1: %w (raise the open file limit: ulimit -n)", err)
@@ -30,7 +37,7 @@ func newWaker() (*waker, error) {
 		_ = unix.Close(epfd)
 		return nil, fmt.Errorf("netpoll: eventfd: %w (raise the open file limit: ulimit -n)", err)
 	}
-	w := &waker{epfd: epfd, evfd: evfd}
+	w := &waker{clock: clock, epfd: epfd, evfd: evfd}
 	if err := w.watch(evfd); err != nil {
 		_ = w.close()
 		return nil, err
@@ -53,6 +60,12 @@ func (w *waker) unwatch(fd int) error {
 	return nil
 }
 
+// socket adds or changes (op) the events that a socket waits for.
+func (w *waker) socket(op, fd int, generation int32, events uint32) error {
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: generation}
+	return unix.EpollCtl(w.epfd, op, fd, &ev)
+}
+
 // announce says that the loop is about to sleep; after it the loop must look at
 // its queue once more. Pairs with notify: one of the two sees the other's write
 // (both are sequentially consistent).
@@ -69,30 +82,85 @@ func (w *waker) notify() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.closed {
+		w.notifiedAt.Store(w.clock())
 		one := [8]byte{1}
 		// The write fails only when the counter is full, and then the loop wakes too.
 		_, _ = unix.Write(w.evfd, one[:])
 	}
 }
 
-// block sleeps until a watched descriptor is readable or timeout passed; a
-// negative timeout means without end.
-func (w *waker) block(timeout time.Duration) error {
+// block sleeps until a watched descriptor or a socket is ready or timeout passed;
+// a negative timeout means without end. late is how long the wake-up took, 0 where
+// that cannot be known.
+func (w *waker) block(timeout time.Duration) (late int64, err error) {
+	w.sockets = nil
+	from := int64(0)
+	if timeout >= 0 {
+		from = w.clock()
+		punctual()
+	}
 	n, err := w.wait(timeout)
 	w.sleeping.Store(false)
 	if err == unix.EINTR { // the Go runtime's preemption signal
-		return nil
+		return 0, nil
 	}
 	if err != nil {
-		return fmt.Errorf("netpoll: epoll_wait: %w", err)
+		return 0, fmt.Errorf("netpoll: epoll_wait: %w", err)
 	}
-	for _, ev := range w.events[:n] {
-		if int(ev.Fd) == w.evfd {
-			var buf [8]byte
-			_, _ = unix.Read(w.evfd, buf[:])
+	if n == 0 && timeout > 0 {
+		return w.clock() - from - int64(timeout), nil
+	}
+	var notified bool
+	w.sockets, notified = w.sort(n)
+	if notified {
+		if at := w.notifiedAt.Swap(0); at != 0 {
+			late = w.clock() - at
 		}
 	}
-	return nil
+	return late, nil
+}
+
+// sort moves the sockets among the first n events to the front, and takes a
+// notification in.
+func (w *waker) sort(n int) (sockets []unix.EpollEvent, notified bool) {
+	k := 0
+	for i := range w.events[:n] {
+		switch ev := &w.events[i]; {
+		case ev.Pad != 0:
+			w.events[k] = *ev
+			k++
+		case int(ev.Fd) == w.evfd:
+			var buf [8]byte
+			_, _ = rawRead(w.evfd, buf[:])
+			notified = true
+		}
+	}
+	return w.events[:k], notified
+}
+
+// ready returns the sockets that the last block found; nil if it found none or
+// they were taken. Valid until the next call of a method.
+func (w *waker) ready() []unix.EpollEvent {
+	s := w.sockets
+	w.sockets = nil
+	return s
+}
+
+// poll asks for ready sockets, at most as many as limit.
+func (w *waker) poll(limit int) ([]unix.EpollEvent, error) {
+	n, err := epollPoll(w.epfd, w.events[:min(len(w.events), limit)])
+	if err != nil {
+		return nil, err
+	}
+	sockets, _ := w.sort(n)
+	return sockets, nil
+}
+
+// nap sleeps for d without listening to anything.
+func (w *waker) nap(d time.Duration) {
+	punctual()
+	ts := unix.NsecToTimespec(int64(d))
+	_ = unix.Nanosleep(&ts, nil) // EINTR, the runtime's preemption signal, ends the nap early
 }
 
 func (w *waker) wait(timeout time.Duration) (int, error) {
