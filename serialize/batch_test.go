@@ -43,7 +43,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// The columns that a batch needs, in bytes per record.
+// The columns that a batch needs, in bytes.
 func TestColumnWidths(t *testing.T) {
 	v := func(n int, ts int64) Record { return Record{Value: make([]byte, n), Timestamp: ts} }
 	k := func(key string) Record { return Record{Key: []byte(key), Value: []byte("v")} }
@@ -54,21 +54,25 @@ func TestColumnWidths(t *testing.T) {
 	}{
 		{"one record", []Record{v(130, 7)}, 0},
 		{"all alike", []Record{v(130, 7), v(130, 7), v(130, 7)}, 0},
-		{"lengths within 255", []Record{v(300, 7), v(45, 7)}, 1},
-		{"lengths within 65535", []Record{v(301, 7), v(45, 7)}, 2},
-		{"lengths beyond", []Record{v(0, 7), v(65536, 7)}, 4},
-		{"time within 255 ms", []Record{v(1, -100), v(1, 155)}, 1},
-		{"time falls", []Record{v(1, 155), v(1, -101)}, 2},
-		{"time within 49 days", []Record{v(1, 0), v(1, math.MaxUint32)}, 4},
-		{"time from end to end", []Record{v(1, math.MinInt64), v(1, math.MaxInt64)}, 8},
+		{"two lengths", []Record{v(5, 7), v(4, 7), v(5, 7)}, 1},
+		{"lengths within 3", []Record{v(5, 7), v(4, 7), v(7, 7), v(4, 7), v(4, 7)}, 2},
+		{"lengths within 15", []Record{v(15, 7), v(0, 7), v(7, 7)}, 2},
+		{"lengths within 255", []Record{v(300, 7), v(45, 7)}, 2},
+		{"lengths within 65535", []Record{v(301, 7), v(45, 7)}, 4},
+		{"lengths beyond", []Record{v(0, 7), v(65536, 7)}, 8},
+		{"steady time", []Record{v(1, -100), v(1, 900), v(1, 1900), v(1, 2900)}, 0},
+		{"steps within 1", []Record{v(1, 0), v(1, 10), v(1, 21)}, 1},
+		{"time falls", []Record{v(1, 155), v(1, 200), v(1, 0)}, 3},
+		{"time jumps", []Record{v(1, 0), v(1, 1<<40), v(1, 0)}, 24},
+		{"time from end to end", []Record{v(1, math.MinInt64), v(1, math.MaxInt64), v(1, math.MinInt64)}, 1},
 		{"keys of one length", []Record{k("ab"), k("cd")}, 0},
 		{"keys", []Record{k("ab"), k("cde")}, 1},
 		{"a record without a key", []Record{k(""), v(1, 0)}, 1},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			enc := encode(t, 1<<18, tc.rs...)
-			if got := len(enc) - HeaderBytes - payloadBytes(tc.rs); got != tc.want*len(tc.rs) {
-				t.Errorf("columns of %d bytes for %d records, want %d each", got, len(tc.rs), tc.want)
+			if got := len(enc) - HeaderBytes - payloadBytes(tc.rs); got != tc.want {
+				t.Errorf("columns of %d bytes for %d records, want %d", got, len(tc.rs), tc.want)
 			}
 			b, err := Open(enc)
 			if err != nil {
@@ -323,6 +327,12 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	plain := encode(t, 1<<16, simple...)
 	starts := HeaderBytes + payloadBytes(simple)
+	odd := encode(t, 1000, Record{Value: []byte("a")}, Record{Value: []byte("bc")})
+	var lateRecords []Record
+	for i := range 33 {
+		lateRecords = append(lateRecords, Record{Value: make([]byte, i%3), Timestamp: int64(i%32*100 + i/32)})
+	}
+	late := encode(t, 1000, lateRecords...)
 
 	for _, tc := range []struct {
 		name string
@@ -334,9 +344,10 @@ func TestOpenRefuses(t *testing.T) {
 		{"part of the header", enc[:HeaderBytes-1], ErrTruncated, "63 bytes"},
 		{"last byte missing", enc[:len(enc)-1], ErrTruncated, ""},
 		{"something else", bytes.Repeat([]byte("GET / HTTP/1.1\r\n"), 10), ErrNotBatch, "47455420"},
-		{"next version", rewrite(enc, func(b []byte) { b[offVersion] = 2 }), ErrVersion, "version 2"},
+		{"next version", rewrite(enc, func(b []byte) { b[offVersion] = 3 }), ErrVersion, "version 3"},
+		{"earlier version", rewrite(enc, func(b []byte) { b[offVersion] = 1 }), ErrVersion, "version 1"},
 		{"version zero", rewrite(enc, func(b []byte) { b[offVersion] = 0 }), ErrVersion, "version 0"},
-		{"unknown feature", rewrite(enc, func(b []byte) { b[offFeatures] |= 0x10 }), ErrFeatures, "0x15"},
+		{"unknown feature", rewrite(enc, func(b []byte) { b[offFeatures] |= 0x10 }), ErrFeatures, "0x1d"},
 		{"flipped payload bit", flip(enc, HeaderBytes+5), ErrChecksum, "CRC32C"},
 		{"flipped column bit", flip(enc, len(enc)-1), ErrChecksum, "CRC32C"},
 		{"flipped checksum", flip(enc, offCRC), ErrChecksum, "CRC32C"},
@@ -347,19 +358,25 @@ func TestOpenRefuses(t *testing.T) {
 		{"too many records", rewrite(enc, func(b []byte) { le.PutUint32(b[offRecords:], MaxRecords+1) }), ErrCorrupt, "record count"},
 		{"another record count", rewrite(enc, func(b []byte) { le.PutUint32(b[offRecords:], 101) }), ErrCorrupt, "header describes"},
 		{"payload of a lie", rewrite(enc, func(b []byte) { le.PutUint32(b[offPayload:], 1<<31) }), ErrCorrupt, "header describes"},
-		{"reserved byte 17", rewrite(enc, func(b []byte) { b[17] = 1 }), ErrCorrupt, "reserved"},
-		{"reserved byte 63", rewrite(enc, func(b []byte) { b[63] = 1 }), ErrCorrupt, "reserved"},
-		{"width 3", rewrite(enc, func(b []byte) { b[offWidths] = 3 }), ErrCorrupt, "value length column has width 3"},
-		{"lengths of width 8", rewrite(enc, func(b []byte) { b[offWidths] = 8 }), ErrCorrupt, "width 8"},
-		{"width 255", rewrite(enc, func(b []byte) { b[offWidths+3] = 255 }), ErrCorrupt, "timestamp column has width 255"},
-		{"attributes of width 2", rewrite(enc, func(b []byte) { b[offWidths+4] = 2 }), ErrCorrupt, "attribute column"},
+		{"compressed, they say", rewrite(enc, func(b []byte) { b[offCompression] = 1 }), ErrCompressed, "s2"},
+		{"unknown compression", rewrite(enc, func(b []byte) { b[offCompression] = 3 }), ErrFeatures, "compression 3"},
+		{"width 8", rewrite(enc, func(b []byte) { b[offWidths] = 8 }), ErrCorrupt, "value length column has an unknown width"},
+		{"lengths of 64 bits", rewrite(enc, func(b []byte) { b[offWidths] = 7 }), ErrCorrupt, "more than 32 bits"},
+		{"keys of 64 bits", rewrite(enc, func(b []byte) { b[offWidths] |= 0x70 }), ErrCorrupt, "key length column"},
+		{"block times without their feature", rewrite(late, func(b []byte) { b[offFeatures] = 0 }), ErrCorrupt, "block time column is used"},
+		{"a step without its feature", rewrite(plain, func(b []byte) { b[offMinStep] = 1 }), ErrCorrupt, "smallest step"},
+		{"times of width 15", rewrite(enc, func(b []byte) { b[offWidths+2] |= 15 }), ErrCorrupt, "timestamp column"},
+		{"block times of width 15", rewrite(enc, func(b []byte) { b[offWidths+2] |= 0xf0 }), ErrCorrupt, "block time column"},
+		{"attributes of 4 bits", rewrite(enc, func(b []byte) { b[offWidths+1] |= 0x30 }), ErrCorrupt, "attribute column"},
+		{"bits behind the last number", rewrite(odd, func(b []byte) { b[len(b)-1] |= 0x80 }), ErrCorrupt, "bits behind a column"},
+		{"bits behind the last block time", rewrite(late, func(b []byte) { b[HeaderBytes+33+4] |= 0x80 }), ErrCorrupt, "bits behind the last block"},
 		{"keys without their feature", rewrite(enc, func(b []byte) { b[offFeatures] &^= featureKeys }), ErrCorrupt, "feature bit"},
 		{"attributes without their feature", rewrite(enc, func(b []byte) { b[offFeatures] &^= featureAttributes }), ErrCorrupt, "feature bit"},
 		{"unknown attribute", rewrite(enc, func(b []byte) { b[offMinAttr] = 4 }), ErrCorrupt, "unknown attribute"},
 		{"key bytes without a key", rewrite(enc, func(b []byte) { b[offMinAttr] = 0 }), ErrCorrupt, "no key"},
 		{"value bytes without a value", rewrite(enc, func(b []byte) { b[offMinAttr] = 3 }), ErrCorrupt, "no value"},
 		{"greater smallest length", rewrite(plain, func(b []byte) { le.PutUint32(b[offMinValue:], 1) }), ErrCorrupt, "checkpoint of record 32"},
-		{"vast smallest length", rewrite(plain, func(b []byte) { le.PutUint32(b[offMinValue:], math.MaxUint32) }), ErrCorrupt, "bytes, the payload has"},
+		{"vast smallest length", rewrite(plain, func(b []byte) { le.PutUint32(b[offMinValue:], math.MaxUint32) }), ErrCorrupt, "checkpoint of record 32"},
 		{"checkpoint off by one", rewrite(plain, func(b []byte) { b[starts]++ }), ErrCorrupt, "checkpoint of record 32"},
 		{"longer last record", rewrite(plain, func(b []byte) { b[len(b)-1]++ }), ErrCorrupt, "payload has"},
 		{"shorter last record", rewrite(plain, func(b []byte) { b[len(b)-1]-- }), ErrCorrupt, "payload has"},
@@ -465,7 +482,7 @@ func TestNoAllocations(t *testing.T) {
 		rs := s.records(rng, 100)
 		testNoAllocations(t, s.name, room, rs)
 	}
-	testNoAllocations(t, "headers", room, shapes[9].records(rng, 100))
+	testNoAllocations(t, "headers", room, shapes[len(shapes)-1].records(rng, 100))
 }
 
 func testNoAllocations(t *testing.T, name string, room []byte, rs []Record) {

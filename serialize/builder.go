@@ -5,49 +5,46 @@ import (
 	"fmt"
 )
 
-// Builder lays records out as one batch. It belongs to one goroutine.
+// Builder lays records out as one batch, one record at a time. It belongs to one
+// goroutine. Encoder does the same for records that are all there.
 //
-// Each record's bytes are copied once, to their final place. What becomes the
-// columns is noted in arrays of fixed size and written behind the payload by
-// Finish, when the narrowest width of each column is known. The arrays are
-// allocated once: about 12 bytes for each of maxRecords, and 9 more at the first
-// record with a key, headers or a nil value.
+// Each record's bytes are copied once, to their final place, and their checksum
+// is taken while they are in the CPU's cache. What becomes the columns is noted
+// in arrays of fixed size and written behind the payload by Finish, when the
+// narrowest width of each column is known. The arrays are allocated once: about
+// 12 bytes for each of maxRecords, and 9 more at the first record with a key,
+// headers or a nil value.
 type Builder struct {
-	dst   []byte
-	pos   int // end of the payload in dst
-	n     int
-	limit int // most records
+	dst    []byte
+	pos    int // end of the payload in dst
+	n      int
+	limit  int // most records
+	summed int // end of the payload that crc covers
+	crc    uint32
 
 	// rich: some record so far has a key, headers or a nil value, and the arrays
 	// keys, headers and attrs are kept.
 	rich bool
 
-	value, key, header, time, attr span
-	rowBytes                       int // bytes per record of all columns at their widths so far
+	// l holds the spans of the columns; its sums and lastStamp are brought up to
+	// date by sync.
+	l     layout
+	last  int64 // timestamp of the last record
+	row   int   // bits per record of all columns at their widths so far
+	spare int   // what the current block can need beyond its rows, at most
 
 	lens    []uint32 // value lengths
 	times   []int64
-	starts  []uint32 // checkpoints
+	ends    []uint32 // checkpoints
+	starts  []int64  // block times, for Finish
 	keys    []uint32 // key lengths
 	headers []uint32 // header block lengths
 	attrs   []uint8
 }
 
-// span is the range of a column: min … min+width (modulo 2^64, so that it holds
-// for signed numbers too).
-type span struct{ min, width uint64 }
-
-func (s span) has(v uint64) bool { return v-s.min <= s.width }
-
-// widened is s with v in it; signed numbers lie in order after their sign bit
-// was flipped.
-func (s span) widened(v, flip uint64) span {
-	lo := min(s.min^flip, v^flip)
-	hi := max((s.min+s.width)^flip, v^flip)
-	return span{lo ^ flip, hi - lo}
-}
-
-const signBit = 1 << 63
+// crcChunk is how much payload gathers before its checksum is taken: little
+// enough that it is still in a core's second-level cache.
+const crcChunk = 64 << 10
 
 // NewBuilder makes a builder for batches of at most maxRecords records, 1 to
 // MaxRecords. It holds no memory to build in before Reset.
@@ -57,7 +54,7 @@ func NewBuilder(maxRecords int) (*Builder, error) {
 	}
 	return &Builder{
 		limit: maxRecords, lens: make([]uint32, maxRecords), times: make([]int64, maxRecords),
-		starts: make([]uint32, checkpoints(maxRecords)+1),
+		ends: make([]uint32, blocks(maxRecords)), starts: make([]int64, blocks(maxRecords)),
 	}, nil
 }
 
@@ -66,7 +63,8 @@ func NewBuilder(maxRecords int) (*Builder, error) {
 // next Reset. For aligned payloads dst should begin on a cache line.
 func (b *Builder) Reset(dst []byte) {
 	b.dst = dst[:min(len(dst), MaxBatchBytes)]
-	b.pos, b.n, b.rich, b.rowBytes = HeaderBytes, 0, false, 0
+	b.pos, b.n, b.rich, b.row, b.summed, b.crc = HeaderBytes, 0, false, 0, HeaderBytes, 0
+	b.l = layout{}
 }
 
 // Len is the number of records in the batch.
@@ -80,69 +78,50 @@ func (b *Builder) Size() int {
 	if b.n == 0 {
 		return HeaderBytes
 	}
-	return b.pos + b.n*b.rowBytes + 4*checkpoints(b.n)
+	b.sync()
+	p := b.l.parts()
+	return p.end
 }
+
+func (b *Builder) sync() { b.l.records, b.l.payload, b.l.lastStamp = b.n, b.pos-HeaderBytes, b.last }
 
 // Append copies r into the batch. ErrFull: it does not fit any more.
 // ErrRecordTooLarge: it would not fit into an empty batch either. After an error
 // the batch is as it was.
 func (b *Builder) Append(r *Record) error {
 	n, pos := b.n, b.pos
-	bytes := len(r.Key) + len(r.Value) + len(r.Headers)
-	plain := r.Key == nil && len(r.Headers) == 0 && r.Value != nil && !b.rich
-	if n == 0 || !plain || !b.value.has(uint64(len(r.Value))) || !b.time.has(uint64(r.Timestamp)) {
+	end := pos + len(r.Value)
+	// What widens no column, begins no block and surely fits.
+	if r.Key != nil || len(r.Headers) != 0 || r.Value == nil || b.rich || n&(blockRecords-1) == 0 || n == b.limit ||
+		!b.l.value.has(uint64(len(r.Value))) || !b.l.time.has(uint64(r.Timestamp)) ||
+		!b.l.step.has(uint64(r.Timestamp-b.last)) || end+((n+1)*b.row>>3)+b.spare > len(b.dst) {
 		return b.appendSlow(r)
 	}
-	if n == b.limit || pos+bytes+(n+1)*b.rowBytes+n>>blockShift<<2 > len(b.dst) {
-		return b.refuse(bytes)
-	}
-	copy(b.dst[pos:], r.Value)
-	b.lens[n] = uint32(bytes)
+	copy(b.dst[pos:end], r.Value)
+	b.lens[n] = uint32(len(r.Value))
 	b.times[n] = r.Timestamp
-	if n&(blockRecords-1) == 0 {
-		b.starts[n>>blockShift] = uint32(pos - HeaderBytes)
-	}
-	b.pos = pos + bytes
-	b.n = n + 1
+	b.last, b.pos, b.n = r.Timestamp, end, n+1
 	return nil
 }
 
-func (b *Builder) refuse(recordBytes int) error {
-	if recordBytes > len(b.dst)-HeaderBytes {
-		return ErrRecordTooLarge
-	}
-	return ErrFull
-}
-
-// appendSlow takes the first record, those with more than a value, and those
-// that widen a column.
+// appendSlow takes the first record of a block, those with more than a value,
+// those that widen a column, and those that may not fit.
 func (b *Builder) appendSlow(r *Record) error {
 	n, pos := b.n, b.pos
-	bytes := len(r.Key) + len(r.Value) + len(r.Headers)
-	var attr uint8
-	if r.Key != nil {
-		attr |= attrKey
+	attr := attributesOf(r)
+	b.sync()
+	l := b.l
+	l.include(r, attr)
+	p := l.parts()
+	if n == b.limit || p.end > len(b.dst) {
+		if bytes := l.payload - b.l.payload; bytes > len(b.dst)-HeaderBytes {
+			return ErrRecordTooLarge
+		}
+		return ErrFull
 	}
-	if r.Value == nil {
-		attr |= attrNullValue
-	}
-	value := span{min: uint64(len(r.Value))}
-	key := span{min: uint64(len(r.Key))}
-	header := span{min: uint64(len(r.Headers))}
-	time := span{min: uint64(r.Timestamp)}
-	attrs := span{min: uint64(attr)}
-	if n > 0 {
-		value = b.value.widened(value.min, 0)
-		key = b.key.widened(key.min, 0)
-		header = b.header.widened(header.min, 0)
-		time = b.time.widened(time.min, signBit)
-		attrs = b.attr.widened(attrs.min, 0)
-	}
-	row := widthFor(value.width) + widthFor(key.width) + widthFor(header.width) + widthFor(time.width) + widthFor(attrs.width)
-	if n == b.limit || pos+bytes+(n+1)*row+n>>blockShift<<2 > len(b.dst) {
-		return b.refuse(bytes)
-	}
-	b.value, b.key, b.header, b.time, b.attr, b.rowBytes = value, key, header, time, attrs, row
+	b.l, b.row = l, p.rowBits()
+	// Checkpoint and start of this block; each column may end within a byte.
+	b.spare = p.values - p.checkpoints + 6
 
 	if !b.rich && (attr != 0 || len(r.Headers) > 0) {
 		b.enrich()
@@ -151,15 +130,17 @@ func (b *Builder) appendSlow(r *Record) error {
 		b.keys[n], b.headers[n], b.attrs[n] = uint32(len(r.Key)), uint32(len(r.Headers)), attr
 	}
 	b.lens[n] = uint32(len(r.Value))
-	b.times[n] = r.Timestamp
 	if n&(blockRecords-1) == 0 {
-		b.starts[n>>blockShift] = uint32(pos - HeaderBytes)
+		b.ends[n>>blockShift] = uint32(pos - HeaderBytes)
+	}
+	b.times[n] = r.Timestamp
+	if pos-b.summed >= crcChunk {
+		b.crc, b.summed = updateCRC(b.crc, b.dst[b.summed:pos]), pos
 	}
 	pos += copy(b.dst[pos:], r.Key)
 	pos += copy(b.dst[pos:], r.Value)
 	pos += copy(b.dst[pos:], r.Headers)
-	b.pos = pos
-	b.n = n + 1
+	b.last, b.pos, b.n = r.Timestamp, pos, n+1
 	return nil
 }
 
@@ -185,62 +166,46 @@ func (b *Builder) Finish() []byte {
 		b.dst = nil
 		return nil
 	}
-	size := b.Size()
-	out := b.dst[:size:size]
-	n := b.n
-
-	at := b.pos
-	for _, s := range b.starts[1 : checkpoints(n)+1] {
-		binary.LittleEndian.PutUint32(out[at:], s)
+	b.sync()
+	l, n := &b.l, b.n
+	p := l.parts()
+	out := b.dst[:p.end:p.end]
+	at := p.checkpoints
+	for _, e := range b.ends[1:blocks(n)] {
+		binary.LittleEndian.PutUint32(out[at:], e)
 		at += 4
 	}
-	var features uint16
-	valueW, keyW, headerW := widthFor(b.value.width), widthFor(b.key.width), widthFor(b.header.width)
-	timeW, attrW := widthFor(b.time.width), widthFor(b.attr.width)
-	at = putColumn(out, at, b.lens[:n], uint32(b.value.min), valueW)
+	packLengths(out[p.values:p.keys], b.lens[:n], uint32(l.value.min), p.valueW)
 	if b.rich {
-		if b.key.min+b.key.width > 0 {
-			features |= featureKeys
-		}
-		if b.header.min+b.header.width > 0 {
-			features |= featureHeaders
-		}
-		if b.attr.min+b.attr.width > 0 {
-			features |= featureAttributes
-		}
-		at = putColumn(out, at, b.keys[:n], uint32(b.key.min), keyW)
-		at = putColumn(out, at, b.headers[:n], uint32(b.header.min), headerW)
+		packLengths(out[p.keys:p.headers], b.keys[:n], uint32(l.key.min), p.keyW)
+		packLengths(out[p.headers:p.times], b.headers[:n], uint32(l.header.min), p.headerW)
+		packColumn(out[p.attrs:p.end], b.attrs[:n], uint8(l.attr.min), p.attrW)
 	}
-	at = putColumn(out, at, b.times[:n], int64(b.time.min), timeW)
-	if b.rich {
-		putColumn(out, at, b.attrs[:n], uint8(b.attr.min), attrW)
+	base := int64(l.time.min)
+	if p.steps {
+		base = int64(l.step.min)
+		starts := b.starts[:blocks(n)]
+		cutSteps(starts, b.times[:n], base)
+		packColumn(out[p.starts:p.values], starts, int64(l.start.min), p.startW)
 	}
-
-	h := out[:HeaderBytes]
-	le := binary.LittleEndian
-	clear(h)
-	le.PutUint32(h[offMagic:], magic)
-	SetBaseOffset(h, NoOffset)
-	h[offVersion] = Version
-	le.PutUint16(h[offFeatures:], features)
-	le.PutUint32(h[offSize:], uint32(size))
-	le.PutUint32(h[offRecords:], uint32(n))
-	le.PutUint32(h[offPayload:], uint32(b.pos-HeaderBytes))
-	le.PutUint64(h[offTimestamp:], b.time.min)
-	le.PutUint32(h[offMinValue:], uint32(b.value.min))
-	le.PutUint32(h[offMinKey:], uint32(b.key.min))
-	le.PutUint32(h[offMinHeaders:], uint32(b.header.min))
-	h[offWidths], h[offWidths+1], h[offWidths+2] = byte(valueW), byte(keyW), byte(headerW)
-	h[offWidths+3], h[offWidths+4] = byte(timeW), byte(attrW)
-	h[offMinAttr] = byte(b.attr.min)
-	le.PutUint32(h[offCRC:], checksum(out))
+	packColumn(out[p.times:p.attrs], b.times[:n], base, p.timeW)
+	l.writeHeader(out, &p, updateCRC(b.crc, out[b.summed:]))
 	b.dst = nil
 	b.n = 0
 	return out
 }
 
-// putColumn packs one column at out[at:] and returns where the next begins.
-func putColumn[T uint8 | uint32 | int64](out []byte, at int, values []T, base T, width int) int {
-	packColumn(out[at:], values, base, width)
-	return at + width*len(values)
+// cutSteps takes the block times out of times and makes steps of the rest. In
+// place of a block's first step stands the smallest.
+func cutSteps(starts, times []int64, smallest int64) {
+	for block := range starts {
+		ts := times[block<<blockShift:]
+		ts = ts[:min(blockRecords, len(ts))]
+		last := ts[0]
+		starts[block] = last
+		ts[0] = smallest
+		for k := 1; k < len(ts); k++ {
+			last, ts[k] = ts[k], ts[k]-last
+		}
+	}
 }

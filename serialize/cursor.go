@@ -19,12 +19,15 @@ type Cursor struct {
 	simple  bool
 	// bounds[k] is where record k of the block begins and bounds[k+1] where it ends.
 	bounds [blockRecords + 1]uint32
+	// times are the timestamps of block timesOf, which may be an earlier one.
+	times   [blockRecords]int64
+	timesOf int
 }
 
 // Cursor returns a cursor before the first record. The batch must stay in place
 // while it is used.
 func (b *Batch) Cursor() Cursor {
-	return Cursor{b: b, payload: b.payload, i: -1, n: b.n, simple: b.simple}
+	return Cursor{b: b, payload: b.payload, i: -1, n: b.n, simple: b.simple, timesOf: -1}
 }
 
 // Next moves to the next record; false if there is none.
@@ -40,18 +43,17 @@ func (c *Cursor) fill() bool {
 		c.i = c.n
 		return false
 	}
-	j := min(i+blockRecords, c.n)
 	from := b.checkpoint(i >> blockShift)
 	c.bounds[0] = from
-	ends := c.bounds[1 : 1+j-i]
+	ends := c.bounds[1 : 1+min(blockRecords, c.n-i)]
 	if b.simple {
-		prefixColumn(ends, b.value.rows(i, j), b.value.width, b.value.min, from)
+		prefixColumn(ends, b.value.from(i), b.value.width, b.value.min, from)
 		return true
 	}
 	clear(ends)
-	addColumn(ends, b.value.rows(i, j), b.value.width)
-	addColumn(ends, b.key.rows(i, j), b.key.width)
-	addColumn(ends, b.header.rows(i, j), b.header.width)
+	addColumn(ends, b.value.from(i), b.value.width)
+	addColumn(ends, b.key.from(i), b.key.width)
+	addColumn(ends, b.header.from(i), b.header.width)
 	for k := range ends {
 		from += b.sumMin + ends[k]
 		ends[k] = from
@@ -74,10 +76,35 @@ func (c *Cursor) Value() []byte {
 func (c *Cursor) richValue() []byte { return c.Record().Value }
 
 // Timestamp is the record's timestamp, Unix milliseconds.
-func (c *Cursor) Timestamp() int64 { return c.b.Timestamp(c.i) }
+func (c *Cursor) Timestamp() int64 {
+	if c.i>>blockShift != c.timesOf {
+		c.fillTimes()
+	}
+	return c.times[c.i&(blockRecords-1)]
+}
+
+// fillTimes decodes the timestamps of the block that holds record i.
+func (c *Cursor) fillTimes() {
+	b := c.b
+	c.timesOf = c.i >> blockShift
+	first := c.timesOf << blockShift
+	times := c.times[:min(blockRecords, c.n-first)]
+	if !b.steps {
+		for k := range times {
+			times[k] = b.baseTime + int64(b.time.at64(first+k))
+		}
+		return
+	}
+	t := b.baseTime + int64(b.starts.at64(c.timesOf))
+	times[0] = t
+	for k := 1; k < len(times); k++ {
+		t += b.minStep + int64(b.time.at64(first+k))
+		times[k] = t
+	}
+}
 
 // Record is the record.
 func (c *Cursor) Record() Record {
 	k := c.i & (blockRecords - 1)
-	return c.b.record(c.i, c.bounds[k], c.bounds[k+1])
+	return c.b.record(c.i, c.bounds[k], c.bounds[k+1], c.Timestamp())
 }

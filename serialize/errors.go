@@ -12,8 +12,9 @@ var (
 
 	// ErrNotBatch says that the bytes are something else.
 	ErrNotBatch = errors.New("serialize: not a batch")
-	// ErrVersion says that the batch has a version this reader does not know.
-	ErrVersion = errors.New("serialize: unknown batch version (upgrade the reader)")
+	// ErrVersion says that the batch has a version this reader does not know: it
+	// was written by an earlier or a later millrace.
+	ErrVersion = errors.New("serialize: unknown batch version (use a writer and a reader of the same format version)")
 	// ErrFeatures says that the batch uses features this reader does not know.
 	ErrFeatures = errors.New("serialize: unknown batch features (upgrade the reader)")
 	// ErrTruncated says that the bytes end before the batch does.
@@ -23,4 +24,10 @@ var (
 	// ErrCorrupt says that the batch contradicts itself though its checksum may
 	// hold: its writer is broken or hostile.
 	ErrCorrupt = errors.New("serialize: corrupt batch")
+	// ErrCompressed says that the batch is compressed where views of it were asked
+	// for: open it with a Decoder.
+	ErrCompressed = errors.New("serialize: compressed batch (open it with a Decoder)")
+	// ErrTooLarge says that a compressed batch claims more bytes than its reader
+	// is ready to hold; nothing was allocated for it.
+	ErrTooLarge = errors.New("serialize: batch larger than its reader takes (raise the Decoder's limit)")
 )

@@ -3,14 +3,13 @@ package serialize
 import (
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 	"math/bits"
 )
 
 // Sizes and limits of the format.
 const (
 	// Version is the version that Builder writes and Open reads.
-	Version = 1
+	Version = 2
 	// HeaderBytes is the fixed header; the payload follows it.
 	HeaderBytes = 64
 	// MaxBatchBytes and MaxRecords bound one batch; readers refuse more.
@@ -26,8 +25,10 @@ const (
 	featureKeys       = 1 << 0
 	featureHeaders    = 1 << 1
 	featureAttributes = 1 << 2
+	featureSteps      = 1 << 3 // timestamps are steps, with block times
 
-	knownFeatures = featureKeys | featureHeaders | featureAttributes
+	richFeatures  = featureKeys | featureHeaders | featureAttributes
+	knownFeatures = richFeatures | featureSteps
 )
 
 // Attribute bits of a record.
@@ -47,47 +48,62 @@ const (
 
 // Offsets of the header's fields. All numbers are little-endian.
 const (
-	offMagic      = 0  // u32
-	offCRC        = 4  // u32, CRC32C of [crcFrom, size)
-	offBase       = 8  // i64, outside the CRC
-	offVersion    = 16 // u8, then a zero byte
-	offFeatures   = 18 // u16
-	offSize       = 20 // u32
-	offRecords    = 24 // u32
-	offPayload    = 28 // u32
-	offTimestamp  = 32 // i64, smallest timestamp
-	offMinValue   = 40 // u32, smallest value length
-	offMinKey     = 44 // u32, smallest key length
-	offMinHeaders = 48 // u32, smallest header block length
-	offWidths     = 52 // u8 each: value, key, headers, timestamp, attributes
-	offMinAttr    = 57 // u8
-	offReserved   = 58 // six zero bytes
+	offMagic       = 0  // u32
+	offCRC         = 4  // u32, see checksum
+	offBase        = 8  // i64, outside the CRC
+	offVersion     = 16 // u8
+	offCompression = 17 // u8
+	offFeatures    = 18 // u16
+	offSize        = 20 // u32
+	offRecords     = 24 // u32
+	offPayload     = 28 // u32
+	offTimestamp   = 32 // i64, smallest timestamp, or smallest block time
+	offMinValue    = 40 // u32, smallest value length
+	offMinKey      = 44 // u32, smallest key length
+	offMinHeaders  = 48 // u32, smallest header block length
+	offWidths      = 52 // a nibble each: value, key, headers, attributes, timestamps, block times
+	offMinAttr     = 55 // u8
+	offMinStep     = 56 // i64, smallest step from one timestamp to the next
 
 	crcFrom = 16
 	// magic is the bytes "mrb\x00".
 	magic = 0x0062726d
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(batch []byte) uint32 { return crc32.Checksum(batch[crcFrom:], castagnoli) }
-
-// widthFor is the width in bytes of a column whose values lie within span of
-// their smallest.
-func widthFor(span uint64) int {
-	switch n := bits.Len64(span); {
-	case n == 0:
-		return 0
-	case n <= 8:
-		return 1
-	case n <= 16:
-		return 2
-	case n <= 32:
-		return 4
-	default:
-		return 8
-	}
+// checksum is the CRC32C of a batch: the body first and the header from crcFrom
+// behind it. The header is known last, and in this order the body's checksum can
+// be taken as the body grows.
+func checksum(batch []byte) uint32 {
+	return updateCRC(updateCRC(0, batch[HeaderBytes:]), batch[crcFrom:HeaderBytes])
 }
+
+// widthFor is the narrowest width, in bits, of a column whose numbers lie within
+// span of their smallest: 0 or a power of two, so that no number straddles bytes
+// that it does not fill.
+func widthFor(span uint64) int {
+	n := bits.Len64(span)
+	if n <= 1 {
+		return n
+	}
+	return 1 << bits.Len(uint(n-1))
+}
+
+// widthCode is a width as the header has it, four bits: 0 is 0, else 1 + log2.
+func widthCode(width int) byte { return byte(bits.Len(uint(width))) }
+
+// widthOf is the width of a code; -1 if there is none.
+func widthOf(code byte) int {
+	if code > 7 {
+		return -1
+	}
+	return 1 << code >> 1
+}
+
+// columnBytes is what n numbers of a width take.
+func columnBytes(n, width int) int { return (n*width + 7) >> 3 }
+
+// blocks is how many blocks n records make.
+func blocks(n int) int { return (n + blockRecords - 1) >> blockShift }
 
 // checkpoints is how many checkpoints a batch of n records has: one for every
 // block but the first.
@@ -109,6 +125,9 @@ func Size(b []byte) (int, error) {
 	}
 	if f := binary.LittleEndian.Uint16(b[offFeatures:]); f&^knownFeatures != 0 {
 		return 0, fmt.Errorf("%w: bits %#x, this reader knows %#x", ErrFeatures, f, knownFeatures)
+	}
+	if c := Compression(b[offCompression]); c > Zstd {
+		return 0, fmt.Errorf("%w: %s", ErrFeatures, c)
 	}
 	n := binary.LittleEndian.Uint32(b[offSize:])
 	if n < HeaderBytes || n > MaxBatchBytes {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-var namedErrors = []error{ErrTruncated, ErrNotBatch, ErrVersion, ErrFeatures, ErrChecksum, ErrCorrupt}
+var namedErrors = []error{ErrTruncated, ErrNotBatch, ErrVersion, ErrFeatures, ErrChecksum, ErrCorrupt, ErrCompressed, ErrTooLarge}
 
 // Whatever the bytes, Open answers with a batch that can be read to the end, or
 // with one of its errors; it never panics and never allocates by what they say.
@@ -23,10 +23,10 @@ func FuzzOpen(f *testing.F) {
 		if len(data) >= HeaderBytes {
 			b := bytes.Clone(data)
 			binary.LittleEndian.PutUint32(b[offMagic:], magic)
-			b[offVersion], b[offVersion+1] = Version, 0
+			b[offVersion] = Version
+			b[offCompression] %= byte(Zstd) + 1
 			b[offFeatures] &= knownFeatures
 			b[offFeatures+1] = 0
-			clear(b[offReserved:HeaderBytes])
 			binary.LittleEndian.PutUint32(b[offSize:], uint32(len(b)))
 			binary.LittleEndian.PutUint32(b[offCRC:], checksum(b))
 			visitAny(t, b)
@@ -35,13 +35,25 @@ func FuzzOpen(f *testing.F) {
 }
 
 func visitAny(t *testing.T, data []byte) {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	batch, err := Open(data)
-	runtime.ReadMemStats(&after)
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 64<<10 {
+	var batch Batch
+	var err error
+	if grown := allocated(func() { batch, err = Open(data) }); grown > 64<<10 {
 		t.Errorf("Open allocated %d bytes", grown)
 	}
+	readAny(t, &batch, err)
+}
+
+// allocated is how many bytes f allocates.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// readAny reads all that was opened; an error must have a name.
+func readAny(t *testing.T, batch *Batch, err error) {
 	if err != nil {
 		for _, e := range namedErrors {
 			if errors.Is(err, e) {
@@ -67,9 +79,73 @@ func visitAny(t *testing.T, data []byte) {
 	}
 }
 
+// Whatever the compressed bytes, a Decoder stays within its limit.
+func FuzzDecoder(f *testing.F) {
+	for _, rs := range goldenBatches() {
+		enc := encode(f, 1<<16, append(rs, lines(40)...)...)
+		for _, how := range []Compression{S2, Zstd} {
+			small := compress(f, how, enc)
+			f.Add(small[:HeaderBytes], small[HeaderBytes:], byte(how))
+		}
+	}
+	const limit = 1 << 16
+	d := newDecoder(f, limit)
+	f.Fuzz(func(t *testing.T, header, body []byte, how byte) {
+		b := make([]byte, HeaderBytes, HeaderBytes+len(body))
+		copy(b, header)
+		b = append(b, body...)
+		binary.LittleEndian.PutUint32(b[offMagic:], magic)
+		b[offVersion], b[offCompression] = Version, how%byte(Zstd+1)
+		b[offFeatures] &= knownFeatures
+		b[offFeatures+1] = 0
+		seal(b)
+		var batch Batch
+		var err error
+		if grown := allocated(func() { batch, err = d.Open(b) }); grown > limit+2<<20 {
+			t.Errorf("Open allocated %d bytes", grown)
+		}
+		readAny(t, &batch, err)
+	})
+}
+
+// A batch that opens survives compression.
+func FuzzCompress(f *testing.F) {
+	for _, rs := range goldenBatches() {
+		f.Add(encode(f, 1<<16, rs...), byte(1))
+	}
+	d := newDecoder(f, 1<<20)
+	var compressors [Zstd + 1]*Compressor
+	for how := range compressors {
+		var err error
+		if compressors[how], err = NewCompressor(Compression(how)); err != nil {
+			f.Fatal(err)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte, how byte) {
+		// Most inputs are no batch: they are a record's value then.
+		enc := encode(t, 2*len(data)+1000, Record{Value: data})
+		if b, err := Open(data); err == nil {
+			enc = bytes.Clone(b.Bytes())
+		}
+		before := bytes.Clone(enc)
+		small, err := compressors[how%byte(Zstd+1)].Compress(enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := d.Open(small)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(b.Bytes(), before) && BaseOffset(before) == BaseOffset(b.Bytes()) {
+			t.Fatalf("%d bytes came back as %d others", len(before), len(b.Bytes()))
+		}
+	})
+}
+
 // Records cut from the fuzzer's bytes come back as they were.
 func FuzzRoundTrip(f *testing.F) {
 	f.Add([]byte("\x05hello\x03abc\x00\xffxyz"), uint16(300))
+	encoder := newEncoder(f, 2, blockRecords)
 	f.Fuzz(func(t *testing.T, data []byte, room uint16) {
 		b, err := NewBuilder(500)
 		if err != nil {
@@ -112,5 +188,8 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Fatal(err)
 		}
 		checkBatch(t, &batch, kept)
+		if got, err := encoder.Encode(make([]byte, room), kept); err != nil || !bytes.Equal(got, enc) {
+			t.Fatalf("an Encoder makes other bytes (%v)", err)
+		}
 	})
 }

@@ -97,6 +97,8 @@ var shapes = []shape{
 	{name: "keys everywhere", minValue: 10, maxValue: 20, keys: 1, maxKey: 16, timeSpread: 10},
 	{name: "keys here and there", minValue: 10, maxValue: 20, keys: 0.1, maxKey: 16, timeSpread: 10},
 	{name: "deletions", minValue: 0, maxValue: 3, keys: 0.9, maxKey: 300, nulls: 0.3},
+	{name: "four-bit lengths", minValue: 3, maxValue: 15, timeBase: 1_700_000_000_000, timeSpread: 9, keys: 1, maxKey: 3},
+	{name: "one-bit lengths", minValue: 40, maxValue: 41, timeBase: 1_700_000_000_000, timeSpread: 3},
 	{name: "headers", minValue: 0, maxValue: 300, keys: 0.5, maxKey: 3, nulls: 0.1, headers: 0.4},
 }
 

@@ -1,41 +1,68 @@
 package serialize
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // The kernels of this file are the reference that any faster one is tested
 // against.
 
-// packColumn writes each value's distance from base to dst, width bytes each.
+// packLengthsGeneric is packColumn of lengths, the columns that are long.
+func packLengthsGeneric(dst []byte, values []uint32, base uint32, width int) {
+	packColumn(dst, values, base, width)
+}
+
+// packColumn writes each value's distance from base to dst, width bits each;
+// width 0 or a power of two up to 64. dst is as long as columnBytes says.
 func packColumn[T uint8 | uint32 | int64](dst []byte, values []T, base T, width int) {
 	switch width {
-	case 1:
+	case 1, 2, 4:
+		// The first number lies in a byte's lowest bits.
+		perByte := 8 / width
+		for i := range dst {
+			group := values[i*perByte:]
+			group = group[:min(perByte, len(group))]
+			var x byte
+			for k, v := range group {
+				x |= byte(v-base) << (k * width)
+			}
+			dst[i] = x
+		}
+	case 8:
 		dst = dst[:len(values)]
 		for i, v := range values {
 			dst[i] = byte(v - base)
 		}
-	case 2:
+	case 16:
 		for i, v := range values {
 			binary.LittleEndian.PutUint16(dst[2*i:], uint16(v-base))
 		}
-	case 4:
+	case 32:
 		for i, v := range values {
 			binary.LittleEndian.PutUint32(dst[4*i:], uint32(v-base))
 		}
-	case 8:
+	case 64:
 		for i, v := range values {
 			binary.LittleEndian.PutUint64(dst[8*i:], uint64(v-base))
 		}
 	}
 }
 
-// sumColumn adds up a column of width-byte numbers; width 0, 1, 2 or 4.
-func sumColumn(col []byte, width int) uint64 {
+// sumColumn adds up the first n numbers of a column, modulo 2^64.
+func sumColumn(col []byte, n, width int) uint64 {
 	var sum uint64
 	switch width {
-	case 1:
+	case 1, 2, 4:
+		for rest := n * width; rest > 0; rest -= 64 {
+			sum += sumSmall(upTo8(col)&(1<<min(rest, 64)-1), width)
+			col = col[min(8, len(col)):]
+		}
+	case 8:
 		// Eight bytes at a time in four 16-bit lanes: each step adds at most 2*255 to
 		// a lane, so 128 steps cannot overflow one.
 		const odd = 0x00ff00ff00ff00ff
+		col = col[:n]
 		for len(col) >= 8 {
 			steps := min(len(col)/8, 128)
 			var lanes uint64
@@ -50,65 +77,102 @@ func sumColumn(col []byte, width int) uint64 {
 		for _, v := range col {
 			sum += uint64(v)
 		}
-	case 2:
-		for len(col) >= 8 {
+	case 16:
+		for col = col[:2*n]; len(col) >= 8; col = col[8:] {
 			x := binary.LittleEndian.Uint64(col)
 			x = x&0x0000ffff0000ffff + x>>16&0x0000ffff0000ffff
 			sum += x&0xffffffff + x>>32
-			col = col[8:]
 		}
 		for ; len(col) >= 2; col = col[2:] {
 			sum += uint64(binary.LittleEndian.Uint16(col))
 		}
-	case 4:
-		for ; len(col) >= 4; col = col[4:] {
+	case 32:
+		for col = col[:4*n]; len(col) >= 4; col = col[4:] {
 			sum += uint64(binary.LittleEndian.Uint32(col))
+		}
+	case 64:
+		for col = col[:8*n]; len(col) >= 8; col = col[8:] {
+			sum += binary.LittleEndian.Uint64(col)
 		}
 	}
 	return sum
 }
 
-// addColumn adds column values to lens; width 0, 1, 2 or 4.
-func addColumn(lens []uint32, col []byte, width int) {
+// upTo8 is the first eight bytes of p, those that are not there being 0.
+func upTo8(p []byte) (x uint64) {
+	if len(p) >= 8 {
+		return binary.LittleEndian.Uint64(p)
+	}
+	for i, v := range p {
+		x |= uint64(v) << (8 * i)
+	}
+	return x
+}
+
+// sumSmall adds up the numbers of width 1, 2 or 4 in x.
+func sumSmall(x uint64, width int) uint64 {
 	switch width {
 	case 1:
+		return uint64(bits.OnesCount64(x))
+	case 2:
+		x = x&0x3333333333333333 + x>>2&0x3333333333333333
+	}
+	x = x&0x0f0f0f0f0f0f0f0f + x>>4&0x0f0f0f0f0f0f0f0f
+	return x * 0x0101010101010101 >> 56 // at most 16·15: it fits the byte
+}
+
+// addColumn adds the numbers of a column to lens; width at most 32.
+func addColumn(lens []uint32, col []byte, width int) {
+	switch width {
+	case 1, 2, 4:
+		c := column{data: col, width: width}
+		for i := range lens {
+			lens[i] += c.small(i)
+		}
+	case 8:
 		col = col[:len(lens)]
 		for i := range lens {
 			lens[i] += uint32(col[i])
 		}
-	case 2:
+	case 16:
 		for i := range lens {
 			lens[i] += uint32(binary.LittleEndian.Uint16(col[2*i:]))
 		}
-	case 4:
+	case 32:
 		for i := range lens {
 			lens[i] += binary.LittleEndian.Uint32(col[4*i:])
 		}
 	}
 }
 
-// prefixColumn writes the running sums of a column whose values are base plus
-// the stored number, starting at from: ends[i] = from + the sum of values 0…i.
-// width 0, 1, 2 or 4.
-func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
+// prefixColumnGeneric writes the running sums of a column whose values are base
+// plus the stored number, starting at from: ends[i] = from + the sum of values
+// 0…i. width at most 32.
+func prefixColumnGeneric(ends []uint32, col []byte, width int, base, from uint32) {
 	switch width {
 	case 0:
 		for i := range ends {
 			from += base
 			ends[i] = from
 		}
-	case 1:
+	case 1, 2, 4:
+		c := column{data: col, width: width}
+		for i := range ends {
+			from += base + c.small(i)
+			ends[i] = from
+		}
+	case 8:
 		col = col[:len(ends)]
 		for i := range ends {
 			from += base + uint32(col[i])
 			ends[i] = from
 		}
-	case 2:
+	case 16:
 		for i := range ends {
 			from += base + uint32(binary.LittleEndian.Uint16(col[2*i:]))
 			ends[i] = from
 		}
-	case 4:
+	case 32:
 		for i := range ends {
 			from += base + binary.LittleEndian.Uint32(col[4*i:])
 			ends[i] = from
@@ -116,11 +180,20 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 	}
 }
 
-// maxColumn is the largest byte of a column.
-func maxColumn(col []byte) byte {
-	var most byte
-	for _, v := range col {
-		most = max(most, v)
+// addBlocksGeneric adds the sum of each block of 32 numbers to sums; width at
+// most 32.
+func addBlocksGeneric(sums []uint64, col []byte, width int) {
+	for i := range sums {
+		sums[i] += sumColumn(col[i*4*width:], blockRecords, width)
 	}
-	return most
+}
+
+// maxColumn is the largest number among the first n of a column of width at most
+// 8.
+func maxColumn(c *column, n int) byte {
+	var most uint32
+	for i := range n {
+		most = max(most, c.at(i))
+	}
+	return byte(most)
 }

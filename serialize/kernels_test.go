@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-// The kernels against loops that do one number at a time.
-func TestKernels(t *testing.T) {
+// Columns of every width and length read back as they were written.
+func TestColumns(t *testing.T) {
 	rng := rand.New(rand.NewPCG(11, 12))
-	for _, width := range []int{0, 1, 2, 4} {
+	for _, width := range []int{0, 1, 2, 4, 8, 16, 32} {
 		for n := range 300 {
-			limit := uint64(1)<<(8*width) - 1
+			limit := uint64(1)<<width - 1
 			base := rng.Uint32N(1000)
 			values := make([]uint32, n)
 			for i := range values {
@@ -23,8 +23,8 @@ func TestKernels(t *testing.T) {
 					values[i] = base
 				}
 			}
-			col := make([]byte, n*width)
-			packColumn(col, values, base, width)
+			col := make([]byte, columnBytes(n, width))
+			packLengths(col, values, base, width)
 			c := column{data: col, width: width, min: base}
 
 			var sum uint64
@@ -43,8 +43,17 @@ func TestKernels(t *testing.T) {
 					t.Fatalf("width %d: end %d of %d is %d, want %d; length %d, want %d", width, i, n, ends[i], at, lens[i], v-base)
 				}
 			}
-			if got := sumColumn(col, width); got != sum {
+			if got := sumColumn(col, n, width); got != sum {
 				t.Fatalf("width %d: sum of %d is %d, want %d", width, n, got, sum)
+			}
+			if full := n / blockRecords; full > 0 && width > 0 {
+				sums := make([]uint64, full)
+				addBlocks(sums, col, width)
+				for i, got := range sums {
+					if want := sumColumn(col[i*4*width:], blockRecords, width); got != want {
+						t.Fatalf("width %d: block %d of %d sums up to %d, want %d", width, i, full, got, want)
+					}
+				}
 			}
 		}
 	}
@@ -54,19 +63,46 @@ func TestKernels(t *testing.T) {
 		for i := range col {
 			col[i] = 0xff
 		}
-		if got := sumColumn(col, 1); got != uint64(n)*0xff {
-			t.Errorf("sum of %d bytes is %d", n, got)
-		}
-		if got := sumColumn(col, 2); got != uint64(n/2)*0xffff {
-			t.Errorf("sum of %d halves is %d", n/2, got)
+		for _, width := range []int{1, 2, 4, 8, 16, 32} {
+			count := n * 8 / width
+			if got := sumColumn(col, count, width); got != uint64(count)*(1<<width-1) {
+				t.Errorf("sum of %d numbers of width %d is %d", count, width, got)
+			}
+			sums := make([]uint64, count/blockRecords)
+			addBlocks(sums, col, width)
+			for _, got := range sums {
+				if got != blockRecords*(1<<width-1) {
+					t.Fatalf("block of width %d sums up to %d", width, got)
+				}
+			}
 		}
 	}
 	times := []int64{-1 << 63, 0, 1<<63 - 1}
 	col := make([]byte, 24)
-	packColumn(col, times, times[0], 8)
+	packColumn(col, times, times[0], 64)
 	for i, ts := range times {
 		if got := times[0] + int64(binary.LittleEndian.Uint64(col[8*i:])); got != ts {
 			t.Errorf("timestamp %d came back as %d", ts, got)
+		}
+	}
+}
+
+func TestCRCOfPieces(t *testing.T) {
+	rng := rand.New(rand.NewPCG(15, 16))
+	data := make([]byte, 200_000)
+	for i := range data {
+		data[i] = byte(rng.Uint32())
+	}
+	for range 300 {
+		whole := data[rng.IntN(1000) : 1000+rng.IntN(len(data)-1000)]
+		cut := rng.IntN(len(whole) + 1)
+		a, b := updateCRC(0, whole[:cut]), updateCRC(0, whole[cut:])
+		want := updateCRCGeneric(0, whole)
+		if got := shiftCRC(a, len(whole)-cut) ^ b; got != want {
+			t.Fatalf("%d + %d bytes: %08x, want %08x", cut, len(whole)-cut, got, want)
+		}
+		if got := updateCRC(a, whole[cut:]); got != want {
+			t.Fatalf("%d then %d bytes: %08x, want %08x", cut, len(whole)-cut, got, want)
 		}
 	}
 }

@@ -1,0 +1,362 @@
+package serialize
+
+import (
+	"encoding/binary"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// Encoder lays out records that are all there as one batch, with the help of
+// other goroutines if the batch is large. The bytes are those that a Builder makes
+// of the same records, whatever the number of workers.
+//
+// A batch is cut into chunks of whole blocks. Everybody takes chunks, first to
+// measure them, then, when the layout is known, to copy payload, pack columns
+// and take the checksum of what was copied, each into a region of the batch of
+// its own. The caller works too, so that it never waits for a helper to wake.
+//
+// Encode may be called by one goroutine at a time.
+type Encoder struct {
+	helpers int
+	limits
+
+	// The batch under way. Who has taken a chunk may read it, and what is not of
+	// other chunks; the caller changes it while no chunk is out.
+	dst     []byte
+	records []Record
+	chunk   int // records, whole blocks
+	p       parts
+	whole   layout
+	chunks  []chunk
+	starts  []int64
+
+	// ticket is phase<<32 | chunks taken<<16 | chunks of this phase. Phases count up, so that a helper that wakes late takes nothing of a phase
+	// that is over.
+	ticket   atomic.Uint64
+	finished atomic.Int32 // chunks of this phase
+	parked   atomic.Int32
+	wake     chan struct{}
+	stop     chan struct{}
+	stopped  sync.WaitGroup
+}
+
+// limits say when helpers are woken; tests lower them.
+type limits struct {
+	parallelBytes int // smallest payload that is shared
+	chunkRecords  int // most records in a chunk
+}
+
+// chunk is what one worker does in one go.
+type chunk struct {
+	l   layout
+	at  int    // where its payload begins in the batch's
+	crc uint32 // of its payload, counted as if the rest of the payload followed
+}
+
+const (
+	// parallelBytes: waking a parked thread takes 50 µs on a virtual machine, in
+	// which one core encodes half a megabyte.
+	parallelBytes = 1 << 20
+	// chunkRecords: a chunk of log lines is 130 KiB, which stays in a second-level
+	// cache.
+	chunkRecords = 1024
+	// chunksPerWorker: enough that a worker that starts late finds some left, and
+	// that the last one to finish does not keep the others long.
+	chunksPerWorker = 8
+	// spins is how often a helper looks for chunks before it parks: some 20 µs.
+	spins = 200
+)
+
+// NewEncoder makes an encoder whose batches are encoded by up to workers
+// goroutines, the caller's included; more than GOMAXPROCS make no sense. Close
+// ends them.
+func NewEncoder(workers int) (*Encoder, error) {
+	if workers < 1 || workers > 1<<10 {
+		return nil, fmt.Errorf("serialize: %d workers, want 1 to %d", workers, 1<<10)
+	}
+	e := &Encoder{
+		helpers: workers - 1, limits: limits{parallelBytes, chunkRecords},
+		wake: make(chan struct{}, workers), stop: make(chan struct{}),
+	}
+	for range e.helpers {
+		e.stopped.Go(e.help)
+	}
+	return e, nil
+}
+
+// Close ends the workers. The encoder must not be used afterwards.
+func (e *Encoder) Close() {
+	close(e.stop)
+	e.stopped.Wait()
+}
+
+// Encode lays records out in dst and returns the batch, the front of dst. Nil
+// without records. ErrFull: they need more than len(dst) bytes or MaxBatchBytes.
+// It allocates only where a batch has more records than any before.
+func (e *Encoder) Encode(dst []byte, records []Record) ([]byte, error) {
+	n := len(records)
+	switch {
+	case n == 0:
+		return nil, nil
+	case n > MaxRecords:
+		return nil, fmt.Errorf("%w: %d records, a batch has at most %d", ErrFull, n, MaxRecords)
+	}
+	e.dst, e.records = dst[:min(len(dst), MaxBatchBytes)], records
+	defer func() { e.dst, e.records = nil, nil }()
+	e.cut()
+	e.run(measure)
+	e.whole = layout{}
+	for i := range e.chunks {
+		c := &e.chunks[i]
+		c.at = e.whole.payload
+		e.whole.merge(&c.l)
+	}
+	e.p = e.whole.parts()
+	if p := &e.p; p.end > len(e.dst) {
+		return nil, fmt.Errorf("%w: %d records need %d bytes, there are %d", ErrFull, n, p.end, len(e.dst))
+	}
+	e.run(write)
+	return e.finish(), nil
+}
+
+// cut decides what the chunks are.
+func (e *Encoder) cut() {
+	n := len(e.records)
+	e.chunk = e.chunkRecords
+	if e.helpers > 0 && e.large() {
+		share := blocks((n + chunksPerWorker*(e.helpers+1) - 1) / (chunksPerWorker * (e.helpers + 1)))
+		e.chunk = min(e.chunk, share<<blockShift)
+	} else {
+		e.chunk = MaxRecords // one, for the caller
+	}
+	count := (n + e.chunk - 1) / e.chunk
+	if cap(e.chunks) < count {
+		e.chunks = make([]chunk, count)
+	}
+	e.chunks = e.chunks[:count]
+	if cap(e.starts) < blocks(n) {
+		e.starts = make([]int64, blocks(n))
+	}
+	e.starts = e.starts[:blocks(n)]
+}
+
+// large says whether the payload is worth waking somebody, judging by a few
+// records: the layout does not depend on the answer.
+func (e *Encoder) large() bool {
+	const samples = 16
+	bytes := 0
+	for i := range samples {
+		r := &e.records[i*len(e.records)/samples]
+		bytes += len(r.Key) + len(r.Value) + len(r.Headers)
+	}
+	return bytes/samples*len(e.records) >= e.parallelBytes
+}
+
+// The two phases of a batch. The lowest bit of a phase's number says which.
+const (
+	measure = 0
+	write   = 1
+)
+
+// run does one phase, and returns when all of its chunks are finished.
+func (e *Encoder) run(which uint64) {
+	e.finished.Store(0)
+	phase := e.ticket.Load()>>32 + 1
+	if phase&1 != which {
+		phase++ // the batch before was refused
+	}
+	count := len(e.chunks)
+	e.ticket.Store(phase<<32 | uint64(count))
+	if count > 1 {
+		for range min(int(e.parked.Load()), count-1) {
+			select {
+			case e.wake <- struct{}{}:
+			default: // as many as there are workers have been told
+			}
+		}
+	}
+	for e.step() {
+	}
+	for int(e.finished.Load()) < count {
+		runtime.Gosched()
+	}
+}
+
+// step does one chunk; false if there is none to take.
+func (e *Encoder) step() bool {
+	for {
+		t := e.ticket.Load()
+		taken, count := t>>16&0xffff, t&0xffff
+		if taken >= count {
+			return false
+		}
+		if e.ticket.CompareAndSwap(t, t+1<<16) {
+			if t>>32&1 == measure {
+				e.measure(int(taken))
+			} else {
+				e.write(int(taken))
+			}
+			e.finished.Add(1)
+			return true
+		}
+	}
+}
+
+// help is a helper: it looks for chunks for a moment, then parks until woken.
+func (e *Encoder) help() {
+	for {
+		for idle := 0; idle < spins; idle++ {
+			if e.step() {
+				idle = 0
+			} else {
+				runtime.Gosched()
+			}
+		}
+		e.parked.Add(1)
+		// A batch that came before the line above did not count this helper.
+		if !e.step() {
+			select {
+			case <-e.wake:
+			case <-e.stop:
+				e.parked.Add(-1)
+				return
+			}
+		}
+		e.parked.Add(-1)
+	}
+}
+
+// part is the records of chunk i, and the first one's index.
+func (e *Encoder) part(i int) (records []Record, first int) {
+	first = i * e.chunk
+	return e.records[first:min(first+e.chunk, len(e.records))], first
+}
+
+// measure finds the layout of chunk i as if it were a batch.
+func (e *Encoder) measure(i int) {
+	records, first := e.part(i)
+	var l layout
+	for k := range records {
+		r := &records[k]
+		// What widens nothing is most of them.
+		if k&(blockRecords-1) == 0 || k == 1 || r.Key != nil || r.Value == nil || len(r.Headers) > 0 ||
+			!l.value.has(uint64(len(r.Value))) || !l.time.has(uint64(r.Timestamp)) || !l.step.has(uint64(r.Timestamp-l.lastStamp)) ||
+			l.hasKeys || l.hasHeaders || l.hasAttrs {
+			if k&(blockRecords-1) == 0 {
+				e.starts[(first+k)>>blockShift] = r.Timestamp
+			}
+			l.include(r, attributesOf(r))
+			continue
+		}
+		l.records++
+		l.payload += len(r.Value)
+		l.lastStamp = r.Timestamp
+	}
+	e.chunks[i].l = l
+}
+
+// write lays out chunk i: its payload, checkpoints and columns.
+func (e *Encoder) write(i int) {
+	records, first := e.part(i)
+	c := &e.chunks[i]
+	at := HeaderBytes + c.at
+	var crc uint32
+	summed := at
+	for len(records) > 0 {
+		block := records[:min(blockRecords, len(records))]
+		records = records[len(block):]
+		if b := first >> blockShift; b > 0 {
+			binary.LittleEndian.PutUint32(e.dst[e.p.checkpoints+4*(b-1):], uint32(at-HeaderBytes))
+		}
+		e.columns(block, first)
+		at = e.payload(block, at)
+		if at-summed >= crcChunk {
+			crc, summed = updateCRC(crc, e.dst[summed:at]), at
+		}
+		first += len(block)
+	}
+	crc = updateCRC(crc, e.dst[summed:at])
+	c.crc = shiftCRC(crc, e.p.checkpoints-at)
+}
+
+// payload copies the records' bytes to at and returns where they end.
+func (e *Encoder) payload(block []Record, at int) int {
+	dst := e.dst
+	for k := range block {
+		r := &block[k]
+		if len(r.Key) > 0 {
+			at += copy(dst[at:], r.Key)
+		}
+		at += copy(dst[at:], r.Value)
+		if len(r.Headers) > 0 {
+			at += copy(dst[at:], r.Headers)
+		}
+	}
+	return at
+}
+
+// columns packs the columns of a block that begins with record first.
+func (e *Encoder) columns(block []Record, first int) {
+	var numbers [blockRecords]uint32
+	var times [blockRecords]int64
+	p, l, n := &e.p, &e.whole, len(block)
+	if p.valueW > 0 {
+		for k := range block {
+			numbers[k] = uint32(len(block[k].Value))
+		}
+		packLengths(e.column(p.values, first, n, p.valueW), numbers[:n], uint32(l.value.min), p.valueW)
+	}
+	if p.keyW > 0 {
+		for k := range block {
+			numbers[k] = uint32(len(block[k].Key))
+		}
+		packLengths(e.column(p.keys, first, n, p.keyW), numbers[:n], uint32(l.key.min), p.keyW)
+	}
+	if p.headerW > 0 {
+		for k := range block {
+			numbers[k] = uint32(len(block[k].Headers))
+		}
+		packLengths(e.column(p.headers, first, n, p.headerW), numbers[:n], uint32(l.header.min), p.headerW)
+	}
+	if p.timeW > 0 {
+		for k := range block {
+			times[k] = block[k].Timestamp
+		}
+		base := int64(l.time.min)
+		if p.steps {
+			base = int64(l.step.min)
+			var start [1]int64
+			cutSteps(start[:], times[:n], base)
+		}
+		packColumn(e.column(p.times, first, n, p.timeW), times[:n], base, p.timeW)
+	}
+	if p.attrW > 0 {
+		for k := range block {
+			numbers[k] = uint32(attributesOf(&block[k]))
+		}
+		packLengths(e.column(p.attrs, first, n, p.attrW), numbers[:n], uint32(l.attr.min), p.attrW)
+	}
+}
+
+// column is where the numbers of a block go in the column at at.
+func (e *Encoder) column(at, first, n, width int) []byte {
+	at += first * width >> 3
+	return e.dst[at : at+columnBytes(n, width)]
+}
+
+// finish writes what is left: block times and header.
+func (e *Encoder) finish() []byte {
+	p := &e.p
+	out := e.dst[:p.end:p.end]
+	if p.steps {
+		packColumn(out[p.starts:p.values], e.starts, int64(e.whole.start.min), p.startW)
+	}
+	var crc uint32
+	for i := range e.chunks {
+		crc ^= e.chunks[i].crc
+	}
+	e.whole.writeHeader(out, p, updateCRC(crc, out[p.checkpoints:]))
+	return out
+}
