@@ -1,6 +1,7 @@
 package softroce
 
 import (
+	"encoding/binary"
 	"testing"
 
 	"github.com/millrace/millrace/rdma"
@@ -10,21 +11,57 @@ import (
 // FuzzReceive feeds a device with live queue pairs a sequence of packets. Each is
 // one length byte and that many bytes, of which the first choose how it is
 // finished: bit 0, a valid ICRC; bit 1, addressed to the queue pair; bit 2, PSN near
-// the expected one; bit 3, PSN near those in flight. So random bytes come past the
-// checks. Whatever arrives, the device must not panic, must complete at most what
-// was posted, and must hold every frame.
+// the expected one; bit 3, PSN near those in flight; bit 4, a valid remote key and an
+// address near the memory behind it. So random bytes come past the checks. An odd
+// number of bytes in all: the pair takes its receives from a shared queue.
+//
+// Whatever arrives, the device must not panic, must complete at most what was
+// posted, must write nowhere but where it may, and must hold every frame.
 func FuzzReceive(f *testing.F) {
+	to := func(op roce.Opcode, psn byte, ext ...byte) []byte {
+		b := append([]byte{0, 7 | 16, byte(op), 0, 0xff, 0xff, 0, 0, 0, 0, 0x80, 0, 0, psn}, ext...)
+		b[0] = byte(len(b) - 2)
+		return b
+	}
+	reth := func(bytes byte) []byte { return append(make([]byte, 15), bytes) }
+	answer := func(op roce.Opcode, psn byte, ext ...byte) []byte {
+		b := to(op, psn, ext...)
+		b[1] = 1 | 2 | 8
+		return b
+	}
 	f.Add([]byte{})
 	f.Add([]byte{20, 7, byte(roce.SendOnly), 0, 0xff, 0xff, 0, 0, 0, 0, 0x80, 0, 0, 0, 'd', 'a', 't', 'a', 0, 0, 0, 0})
-	f.Add([]byte{16, 11, byte(roce.Acknowledge), 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, byte(roce.SyndromeACK), 0, 0, 1})
-	f.Add([]byte{16, 11, byte(roce.Acknowledge), 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 2, byte(roce.NAKSequence), 0, 0, 1})
-	f.Add([]byte{16, 11, byte(roce.Acknowledge), 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 1, byte(roce.SyndromeRNR) | 1, 0, 0, 1})
+	for _, syn := range []roce.Syndrome{roce.SyndromeACK, roce.SyndromeRNR | 1, roce.NAKSequence, roce.NAKInvalidRequest, roce.NAKRemoteAccess, roce.NAKRemoteOperational, roce.NAKInvalidRD} {
+		for psn := range byte(8) {
+			f.Add(answer(roce.Acknowledge, psn, byte(syn), 0, 0, 1))
+		}
+	}
+	f.Add(append(to(roce.WriteOnly, 0, append(reth(4), 'd', 'a', 't', 'a')...), to(roce.WriteOnlyImm, 0, append(reth(4), 0, 0, 0, 7, 'd', 'a', 't', 'a')...)...))
+	f.Add(append(to(roce.ReadRequest, 0, reth(200)...), to(roce.ReadRequest, 0xff, reth(200)...)...))
+	f.Add(append(to(roce.FetchAdd, 0, make([]byte, 28)...), to(roce.CompareSwap, 0, make([]byte, 28)...)...))
+	f.Add(append(to(roce.FetchAdd, 0, make([]byte, 28)...), to(roce.FetchAdd, 0xff, make([]byte, 28)...)...))
+	f.Add(append(answer(roce.ReadResponseOnly, 6, append([]byte{31, 0, 0, 1}, make([]byte, 200)...)...), answer(roce.AtomicAcknowledge, 0, 31, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9)...))
+	f.Add(answer(roce.AtomicAcknowledge, 7, 31, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		in := newInjector(t)
+		const open = 4096
+		in := newInjectorWith(t, options{open: open, rdAtomic: 2, shared: len(data)%2 == 1})
 		in.b.dev.attr.Numbered = true
 		q := in.b.qp.(*queuePair)
 		for i := range 3 {
 			in.b.send(t, i, make([]byte, 300))
+		}
+		at, key := in.a.openMR.RemoteAddr(in.a.open), in.a.openMR.RKey
+		if _, err := in.b.qp.PostSend([]rdma.SendWR{
+			{ID: 3, Op: rdma.OpRead, Data: in.b.sendSlot(3)[:200], RemoteAddr: at, RKey: key, Signaled: true},
+			{ID: 4, Op: rdma.OpFetchAdd, Data: in.b.sendSlot(4)[:8], RemoteAddr: at, RKey: key, Signaled: true},
+			{ID: 5, Op: rdma.OpRead, Data: in.b.sendSlot(5)[:1000], RemoteAddr: at, RKey: key, Signaled: true},
+			{ID: 6, Op: rdma.OpWrite, Data: in.b.sendSlot(6)[:1000], RemoteAddr: at, RKey: key, Signaled: true},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		canaries := [][]byte{in.b.sendSlot(3)[200:], in.b.sendSlot(4)[8:], in.b.sendSlot(5)[1000:], in.b.sendSlot(6), in.b.sendSlot(7), in.b.recvSlot(4), in.b.recvSlot(7)}
+		for _, c := range canaries {
+			copy(c, "canary")
 		}
 		now := in.net.Now()
 		in.b.dev.Progress(now)
@@ -44,6 +81,11 @@ func FuzzReceive(f *testing.F) {
 					psn := roce.PSNAdd(near, uint32(int32(int8(b[11]))))
 					copy(b[9:12], []byte{byte(psn >> 16), byte(psn >> 8), byte(psn)})
 				}
+				if props := roce.Opcode(b[0]).Props(); how&16 != 0 && props&(roce.HasRETH|roce.HasAtomicETH) != 0 && len(b) >= roce.BTHLen+roce.RETHLen {
+					va := in.b.openMR.RemoteAddr(in.b.open) + uint64(b[18])<<8 + uint64(b[19]) - 128
+					binary.BigEndian.PutUint64(b[12:], va)
+					binary.BigEndian.PutUint32(b[20:], in.b.openMR.RKey)
+				}
 				if how&1 != 0 {
 					b = in.seal(b)
 				}
@@ -56,14 +98,19 @@ func FuzzReceive(f *testing.F) {
 		in.b.dev.Progress(now)
 		sends, recvs := 0, 0
 		for _, wc := range in.b.poll() {
-			if wc.Op == rdma.WCSend {
-				sends++
-			} else {
+			if wc.Op.IsRecv() {
 				recvs++
+			} else {
+				sends++
 			}
 		}
-		if sends > 3 || recvs > 4 {
-			t.Fatalf("%d sends and %d receives completed of 3 and 4", sends, recvs)
+		if sends > 7 || recvs > 4 {
+			t.Fatalf("%d sends and %d receives completed of 7 and 4", sends, recvs)
+		}
+		for i, c := range canaries {
+			if string(c[:6]) != "canary" {
+				t.Fatalf("canary %d is dead", i)
+			}
 		}
 		if d := roce.PSNDiff(q.high, q.una); d < 0 || roce.PSNDiff(q.next, q.una) < 0 || roce.PSNDiff(q.next, q.high) > 0 {
 			t.Fatalf("una %#x next %#x high %#x", q.una, q.next, q.high)

@@ -2,6 +2,7 @@ package softroce
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -24,7 +25,11 @@ type node struct {
 	qp    rdma.QP
 	slot  int // bytes of one slot
 	depth int
+	srq   rdma.SRQ
 	mem   []byte // depth slots to send from, then depth to receive into
+
+	open   []byte // what the peer may read and write
+	openMR *rdma.MR
 }
 
 type options struct {
@@ -34,6 +39,9 @@ type options struct {
 	window      int
 	peerTimeout time.Duration
 	ackDelay    time.Duration
+	open        int  // bytes that the peer may read and write
+	rdAtomic    int  // READs and atomics at once, both ways
+	shared      bool // receives come from a shared queue
 }
 
 func newNode(t testing.TB, l Link, o options) *node {
@@ -64,7 +72,22 @@ func newNode(t testing.TB, l Link, o options) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	qp, err := pd.CreateQP(rdma.QPConfig{SendCQ: cq, RecvCQ: cq, SendWRs: o.depth, RecvWRs: o.depth})
+	n := &node{dev: d, pd: pd, mr: mr, cq: cq, slot: o.slot, depth: o.depth, mem: arena.Bytes()}
+	cfg := rdma.QPConfig{
+		SendCQ: cq, RecvCQ: cq, SendWRs: o.depth, RecvWRs: o.depth, MaxRdAtomic: o.rdAtomic, MaxDestRdAtomic: o.rdAtomic,
+	}
+	if o.open > 0 {
+		cfg.Access = rdma.RemoteRead | rdma.RemoteWrite | rdma.RemoteAtomic
+		n.openMemory(t, o.open, cfg.Access)
+	}
+	if o.shared {
+		cfg.RecvWRs = 0
+		if n.srq, err = pd.CreateSRQ(rdma.SRQConfig{WRs: o.depth}); err != nil {
+			t.Fatal(err)
+		}
+		cfg.SRQ = n.srq
+	}
+	n.qp, err = pd.CreateQP(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +99,25 @@ func newNode(t testing.TB, l Link, o options) *node {
 			t.Error(err)
 		}
 	})
-	return &node{dev: d, pd: pd, mr: mr, cq: cq, qp: qp, slot: o.slot, depth: o.depth, mem: arena.Bytes()}
+	return n
+}
+
+// openMemory makes memory for the peer.
+func (n *node) openMemory(t testing.TB, bytes int, access rdma.Access) {
+	t.Helper()
+	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: bytes, Backing: hugepages.Ordinary})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(n.dev.Close(), arena.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if n.openMR, err = n.pd.RegisterMR(arena, access); err != nil {
+		t.Fatal(err)
+	}
+	n.open = arena.Bytes()[:bytes]
 }
 
 func (n *node) sendSlot(i int) []byte { return n.mem[i%n.depth*n.slot:][:n.slot] }
@@ -84,15 +125,24 @@ func (n *node) recvSlot(i int) []byte { return n.mem[(n.depth+i%n.depth)*n.slot:
 
 func (n *node) remote(mtu int) rdma.Remote {
 	a := n.dev.Attr()
-	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: n.qp.Num(), StartPSN: n.qp.StartPSN(), PathMTU: mtu}
+	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: n.qp.Num(), StartPSN: n.qp.StartPSN(), PathMTU: mtu, MaxDestRdAtomic: n.qp.(*queuePair).answers.limit}
 }
 
 func (n *node) postRecvs(t testing.TB, count int) {
 	t.Helper()
 	for i := range count {
-		if _, err := n.qp.PostRecv([]rdma.RecvWR{{ID: uint64(i), Data: n.recvSlot(i)}}); err != nil {
-			t.Fatal(err)
-		}
+		n.postRecv(t, i)
+	}
+}
+
+func (n *node) postRecv(t testing.TB, i int) {
+	t.Helper()
+	post := n.qp.PostRecv
+	if n.srq != nil {
+		post = n.srq.PostRecv
+	}
+	if _, err := post([]rdma.RecvWR{{ID: uint64(i), Data: n.recvSlot(i)}}); err != nil {
+		t.Fatal(err)
 	}
 }
 

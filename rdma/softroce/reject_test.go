@@ -16,8 +16,11 @@ type injector struct {
 	crc roce.ICRC
 }
 
-func newInjector(t testing.TB) *injector {
-	p := newPair(t, 1, Faults{Frames: 256}, 256, options{depth: 8, slot: 1024})
+func newInjector(t testing.TB) *injector { return newInjectorWith(t, options{}) }
+
+func newInjectorWith(t testing.TB, o options) *injector {
+	o.depth, o.slot = 8, 1024
+	p := newPair(t, 1, Faults{Frames: 256}, 256, o)
 	p.b.postRecvs(t, 4)
 	return &injector{pair: p, crc: roce.NewICRC(roce.AppendPseudo(nil, p.a.dev.attr.Local, p.b.dev.attr.Local))}
 }

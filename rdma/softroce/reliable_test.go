@@ -35,28 +35,6 @@ func TestExactlyOnceInOrder(t *testing.T) {
 	}
 }
 
-// badNets runs messages over nets of every loss rate with duplication, corruption
-// and reordering.
-func badNets(t *testing.T, seeds, count int) {
-	for _, loss := range []float64{0.001, 0.01, 0.05, 0.2} {
-		for seed := range uint64(seeds) {
-			t.Run(fmt.Sprintf("%g%% seed %d", loss*100, seed), func(t *testing.T) {
-				mtu := []int{256, 512, 1024, 2048, 4096}[seed%5]
-				p := newPair(t, seed, Faults{
-					Loss: loss, Duplicate: 0.02, Corrupt: 0.01, Reorder: 0.05, ReorderBy: 50 * time.Microsecond, Delay: 5 * time.Microsecond,
-				}, mtu, options{slot: 6000, depth: 16 << (seed % 4), window: 16 << (seed % 5)})
-				p.run(t, newTraffic(seed, count, 6000), time.Hour)
-				checkNothingLeft(t, p)
-				if n := p.b.dev.Stats().Messages; n != uint64(count) {
-					t.Errorf("%d messages received, want %d", n, count)
-				}
-			})
-		}
-	}
-}
-
-func TestBadNets(t *testing.T) { badNets(t, 10, 1000) }
-
 // checkNothingLeft waits for the net to come to rest and accounts for its frames.
 func checkNothingLeft(t *testing.T, p *pair) {
 	t.Helper()

@@ -4,4 +4,4 @@ package softroce
 
 import "testing"
 
-func TestBadNetsSoak(t *testing.T) { badNets(t, 100, 20_000) }
+func TestBadNetsSoak(t *testing.T) { badNets(t, 100, 5000) }

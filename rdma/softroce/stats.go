@@ -5,7 +5,7 @@ package softroce
 type Stats struct {
 	TxPackets, TxBytes uint64 // handed to the link, retransmissions and acknowledgements included
 	RxPackets, RxBytes uint64 // received, rejected ones included
-	Messages           uint64 // messages received whole
+	Messages           uint64 // requests executed: messages received whole, READ requests, atomics
 
 	Retransmitted uint64 // data packets sent again
 	Timeouts      uint64 // expiries of the retransmission timer
