@@ -9,6 +9,8 @@ package verbs
 // #cgo noescape mv_post_send
 // #cgo nocallback mv_post_recv
 // #cgo noescape mv_post_recv
+// #cgo nocallback mv_post_srq
+// #cgo noescape mv_post_srq
 // #cgo nocallback mv_cq_poll
 // #cgo noescape mv_cq_poll
 import "C"
@@ -24,7 +26,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/rdma"
 )
 
@@ -49,13 +50,10 @@ var load = sync.OnceValue(func() error {
 	return nil
 })
 
-// asyncEvery is how often a device that is busy looks for asynchronous events;
-// one that sleeps is woken by them.
-const asyncEvery = 10_000_000 // ns
-
 // device is an opened port of an RDMA device.
 type device struct {
 	c      *C.struct_mv_device
+	cAddr  C.uintptr_t // c, for the data path
 	attr   rdma.DeviceAttr
 	maxCQE int
 	port   Port
@@ -63,39 +61,72 @@ type device struct {
 	epfd   int
 	closed bool
 
-	// C memory, as long as the longest work queue.
+	// C memory: the lists of the next post, the completions of the last poll.
 	sends []C.struct_mv_send
 	recvs []C.struct_mv_recv
 	wcs   []C.struct_mv_wc
 
-	pd     domain
-	mrs    []*region
+	pds    []*domain
 	cqs    []*completionQueue
-	qps    []*queuePair // by slot; nil: free
-	frees  []uint16     // free slots
-	gens   []uint16     // how often a slot was used
-	inline []byte       // C memory: inline data from outside registered memory
+	users  []user                // by slot
+	frees  []uint16              // free slots
+	byNum  map[uint32]*queuePair // open queue pairs
+	inline []byte                // C memory: inline data from outside registered memory
 
-	armed   bool // events must be looked for at the next Progress
+	events  []rdma.Event // not yet polled
+	armed   bool         // events must be looked for at the next Progress
 	asyncAt int64
 }
 
 var _ rdma.Device = (*device)(nil)
 
-// region is a registered arena.
-type region struct {
-	mr *rdma.MR
-	c  *C.struct_ibv_mr
+// user is who posts the requests whose IDs name a slot: one of both, or nobody.
+type user struct {
+	qp  *queuePair
+	srq *sharedQueue
+	gen uint16 // how often the slot was used
 }
 
 // A work request's ID on the wire of the verbs: 1 bit kind, 15 bits generation and
-// 16 bits slot of the queue pair, 32 bits position in its queue.
+// 16 bits slot of the user, 32 bits position in its queue.
 const (
-	maxQPs   = 1 << 16
+	maxUsers = 1 << 16
 	recvBit  = 1 << 63
 	genMask  = 1<<15 - 1
 	genShift = 48
 )
+
+// takeSlot finds a place for a user. Slots are used in turn, so that a generation
+// comes again only after 2^15 users of the same slot.
+func (d *device) takeSlot(u user) (slot uint16, tag uint64, err error) {
+	if len(d.frees) > 0 {
+		slot = d.frees[0]
+		d.frees = d.frees[1:]
+		u.gen = (d.users[slot].gen + 1) & genMask
+		d.users[slot] = u
+	} else {
+		if len(d.users) == maxUsers {
+			return 0, 0, fmt.Errorf("rdma/verbs: %s has its %d queue pairs and shared receive queues", d.attr.Name, maxUsers)
+		}
+		d.users = append(d.users, u)
+		slot = uint16(len(d.users) - 1)
+	}
+	return slot, uint64(u.gen)<<genShift | uint64(slot)<<32, nil
+}
+
+func (d *device) freeSlot(slot uint16) {
+	d.users[slot] = user{gen: d.users[slot].gen}
+	d.frees = append(d.frees, slot)
+}
+
+// userOf finds who posted the request with that ID; neither: it is closed.
+func (d *device) userOf(id uint64) user {
+	slot := int(uint16(id >> 32))
+	if slot >= len(d.users) || d.users[slot].gen != uint16(id>>genShift)&genMask {
+		return user{}
+	}
+	return d.users[slot]
+}
 
 func open(port *Port, gid GID, o Options) (rdma.Device, error) {
 	if gid.Index > 255 {
@@ -103,7 +134,7 @@ func open(port *Port, gid GID, o Options) (rdma.Device, error) {
 	}
 	name := C.CString(port.Device)
 	defer C.free(unsafe.Pointer(name))
-	d := &device{port: *port, log: o.Logger, epfd: -1}
+	d := &device{port: *port, log: o.Logger, epfd: -1, byNum: map[uint32]*queuePair{}}
 	var step *C.char
 	if rc := C.mv_open(name, C.uint8_t(port.Num), C.uint8_t(gid.Index), &d.c, &step); rc != 0 {
 		err := unix.Errno(rc)
@@ -146,9 +177,23 @@ func (d *device) init(gid GID, o Options) error {
 	d.attr = rdma.DeviceAttr{
 		Name: name, Label: label, GID: gid.Addr, UDPPort: rocePort, PathMTU: int(a.mtu),
 		MaxMsg: int(a.max_msg), MaxInline: int(a.max_inline), MaxQPWR: int(a.max_qp_wr),
+		Caps: rdma.CapWrite,
+	}
+	if a.max_rd_atomic > 0 && a.max_dest_rd_atomic > 0 {
+		d.attr.Caps |= rdma.CapRead
+		// A queue pair's attributes hold them in 8 bits.
+		d.attr.MaxRdAtomic, d.attr.MaxDestRdAtomic = min(255, int(a.max_rd_atomic)), min(255, int(a.max_dest_rd_atomic))
+		if a.atomics != 0 {
+			d.attr.Caps |= rdma.CapAtomic
+		}
+	}
+	if a.max_srq_wr > 0 {
+		d.attr.Caps |= rdma.CapSRQ
+		d.attr.MaxSRQWR = int(a.max_srq_wr)
 	}
 	d.maxCQE = int(a.max_cqe)
-	d.wcs = d.c.wc[:]
+	d.cAddr = C.uintptr_t(uintptr(unsafe.Pointer(d.c)))
+	d.sends, d.recvs, d.wcs = d.c.send[:], d.c.recv[:], d.c.wc[:]
 	var err error
 	if d.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return refuse(fmt.Errorf("epoll_create1: %w", err), "")
@@ -171,100 +216,8 @@ func (d *device) Attr() rdma.DeviceAttr { return d.attr }
 // FD implements rdma.Device. It is an epoll descriptor.
 func (d *device) FD() int { return d.epfd }
 
-// domain is the device's one protection domain.
-type domain struct{ dev *device }
-
-// AllocPD implements rdma.Device.
-func (d *device) AllocPD() (rdma.PD, error) {
-	if d.closed {
-		return nil, ErrClosed
-	}
-	d.pd.dev = d
-	return &d.pd, nil
-}
-
-// PollEvents implements rdma.Device: what the kernel reports goes to the log.
-func (d *device) PollEvents([]rdma.Event) int { return 0 }
-
-// CreateSRQ implements rdma.PD.
-func (p *domain) CreateSRQ(rdma.SRQConfig) (rdma.SRQ, error) {
-	return nil, &rdma.NotSupportedError{Device: p.dev.attr.Name, Feature: "a shared receive queue"}
-}
-
-// Close implements rdma.PD. The domain lives as long as the device.
-func (p *domain) Close() error { return nil }
-
-// RegisterMR implements rdma.PD. An arena that is registered already keeps its
-// region.
-func (p *domain) RegisterMR(a *hugepages.Arena, access rdma.Access) (*rdma.MR, error) {
-	d := p.dev
-	if d.closed {
-		return nil, ErrClosed
-	}
-	if access != 0 {
-		return nil, &rdma.NotSupportedError{Device: d.attr.Name, Feature: "remote access to memory"}
-	}
-	if a == nil || len(a.Bytes()) == 0 {
-		return nil, errors.New("rdma/verbs: RegisterMR needs an arena that is open")
-	}
-	for _, r := range d.mrs {
-		if r.mr.Arena == a {
-			return r.mr, nil
-		}
-	}
-	mem := a.Bytes()
-	r := &region{}
-	var lkey, rkey C.uint32_t
-	if rc := C.mv_reg(d.c, address(mem), C.uint64_t(len(mem)), &r.c, &lkey, &rkey); rc != 0 {
-		return nil, ownMemlock().explain("register memory with", d.attr.Name, uint64(len(mem)), fmt.Errorf("ibv_reg_mr: %w", unix.Errno(rc)))
-	}
-	r.mr = rdma.NewMR(rdma.MR{Arena: a, LKey: uint32(lkey), RKey: uint32(rkey), Base: uint64(address(mem))}, func() error { return d.deregister(r) })
-	d.mrs = append(d.mrs, r)
-	return r.mr, nil
-}
-
-// deregister is the region's MR.Close.
-func (d *device) deregister(r *region) error {
-	i := slices.Index(d.mrs, r)
-	if i < 0 {
-		return nil
-	}
-	if rc := C.mv_dereg(r.c); rc != 0 {
-		return &Error{Op: "deregister memory of", Device: d.attr.Name, Err: fmt.Errorf("ibv_dereg_mr: %w", unix.Errno(rc))}
-	}
-	d.mrs = slices.Delete(d.mrs, i, i+1)
-	return nil
-}
-
-// region is the registered memory that p lies in; nil if none.
-func (d *device) region(p []byte) *region {
-	for _, r := range d.mrs {
-		if r.mr.Arena.Contains(p) {
-			return r
-		}
-	}
-	return nil
-}
-
 // address of memory outside the Go heap.
 func address(p []byte) C.uint64_t { return C.uint64_t(uintptr(unsafe.Pointer(unsafe.SliceData(p)))) }
-
-// makeRoom makes the lists long enough for a queue of n requests.
-func (d *device) makeRoom(n int) error {
-	if n <= len(d.sends) {
-		return nil
-	}
-	if rc := C.mv_depth(d.c, C.uint32_t(n)); rc != 0 {
-		return unix.Errno(rc)
-	}
-	d.sends = unsafe.Slice(d.c.send, n)
-	d.recvs = unsafe.Slice(d.c.recv, n)
-	if d.inline != nil {
-		C.free(unsafe.Pointer(unsafe.SliceData(d.inline)))
-		d.inline = nil
-	}
-	return nil
-}
 
 // stage copies data, which is at most MaxInline long, to the place of list entry i
 // in C memory: the Go heap is not for C to read. Messages lie in the arena as a
@@ -278,80 +231,30 @@ func (d *device) stage(i int, data []byte) []byte {
 	return at[:copy(at, data)]
 }
 
-// Progress implements rdma.Device: hardware and kernel need no driving. It reads
-// the asynchronous events.
-func (d *device) Progress(now int64) (int, int64) {
-	if d.armed || now-d.asyncAt >= asyncEvery {
-		d.armed, d.asyncAt = false, now
-		d.readEvents()
-	}
-	return 0, 0
-}
-
-func (d *device) readEvents() {
-	if d.closed {
-		return
-	}
-	for range 64 { // a storm of events shall not hold the loop
-		var e C.struct_mv_event
-		rc := C.mv_event(d.c, &e)
-		if rc == 0 {
-			return
-		}
-		if rc < 0 {
-			d.log.Error("reading events of an RDMA device failed", "device", d.attr.Name, "err", unix.Errno(-rc))
-			return
-		}
-		d.event(&e)
-	}
-}
-
-func (d *device) event(e *C.struct_mv_event) {
-	text := C.GoString(e.text)
-	switch e.kind {
-	case C.MV_EVENT_QP_FATAL:
-		d.log.Error("RDMA queue pair failed", "device", d.attr.Name, "qpn", uint32(e.num), "event", text)
-		for _, q := range d.qps {
-			if q != nil && q.num == uint32(e.num) {
-				q.fail()
-			}
-		}
-	case C.MV_EVENT_DEVICE_FATAL, C.MV_EVENT_CQ:
-		// The completions of some or all queue pairs are lost.
-		d.log.Error("RDMA device failed; its connections end", "device", d.attr.Name, "event", text)
-		for _, q := range d.qps {
-			if q != nil {
-				q.fail()
-			}
-		}
-	case C.MV_EVENT_PORT_DOWN:
-		d.log.Error("RDMA port went down", "device", d.attr.Name, "port", uint32(e.num), "event", text)
-	case C.MV_EVENT_PORT_UP:
-		d.log.Info("RDMA port is up", "device", d.attr.Name, "port", uint32(e.num), "event", text)
-	default:
-		d.log.Info("RDMA device event", "device", d.attr.Name, "event", text)
-	}
-}
-
 // Close implements rdma.Device.
 func (d *device) Close() error {
 	if d.closed {
 		return nil
 	}
 	var errs []error
-	for _, q := range d.qps {
-		if q != nil {
-			errs = append(errs, q.Close())
+	for _, u := range d.users {
+		if u.qp != nil {
+			errs = append(errs, u.qp.Close())
+		}
+	}
+	for _, u := range d.users {
+		if u.srq != nil {
+			errs = append(errs, u.srq.Close())
 		}
 	}
 	for _, c := range slices.Clone(d.cqs) {
 		errs = append(errs, c.Close())
 	}
-	for _, r := range slices.Clone(d.mrs) {
-		errs = append(errs, d.deregister(r))
+	for _, p := range slices.Clone(d.pds) {
+		errs = append(errs, p.drop())
 	}
 	d.closed = true
-	d.mrs, d.sends, d.recvs, d.wcs = nil, nil, nil, nil
+	d.sends, d.recvs, d.wcs, d.events = nil, nil, nil, nil
 	if d.inline != nil {
 		C.free(unsafe.Pointer(unsafe.SliceData(d.inline)))
 		d.inline = nil
@@ -359,7 +262,7 @@ func (d *device) Close() error {
 	if rc := C.mv_close(d.c); rc != 0 {
 		errs = append(errs, &Error{Op: "close", Device: d.attr.Name, Err: fmt.Errorf("ibv_close_device: %w", unix.Errno(rc))})
 	}
-	d.c = nil
+	d.c, d.cAddr = nil, 0
 	if d.epfd >= 0 {
 		errs = append(errs, unix.Close(d.epfd))
 		d.epfd = -1

@@ -8,11 +8,15 @@
 //
 // # Crossings and memory
 //
-// PostSend, PostRecv and CQ.Poll make one cgo crossing per list. Work requests,
-// scatter-gather elements and completions lie in C memory, payloads in the
-// registered arena: nothing that the device reads or writes is in the Go heap, and
-// the steady path does not allocate. A memory region gets IBV_ACCESS_LOCAL_WRITE
-// and nothing more.
+// PostSend, PostRecv and CQ.Poll make one cgo crossing per list of up to 128
+// requests and 64 completions. Work requests, scatter-gather elements and
+// completions lie in C memory, payloads in the registered arena: nothing that the
+// device reads or writes is in the Go heap, and the steady path does not allocate.
+// Payloads up to MaxInline are copied into the work request, whether asked for or
+// not: the device has no memory to look up and read for them.
+//
+// A memory region gets IBV_ACCESS_LOCAL_WRITE, and what peers may do only where
+// it was asked for. Remote addresses are addresses of this process.
 //
 // # Completions
 //
@@ -22,6 +26,11 @@
 // and drops what belongs to a pair that was closed. A send queue's room comes back
 // with signalled completions: one request in each SendWRs at least must be
 // signalled.
+//
+// Receives of a shared queue always complete. Those that a closed queue pair took,
+// and nobody had polled, come with FlushError and queue pair number 0. All receives of a
+// shared queue may complete on one completion queue, which is made deeper for that
+// where it must be (ibv_resize_cq).
 //
 // # Sleeping
 //

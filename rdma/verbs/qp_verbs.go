@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"math/bits"
 	"runtime"
-	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -69,89 +69,134 @@ func (w *workQueue) set(i int, id uint64) uint64 {
 type queuePair struct {
 	dev      *device
 	c        *C.struct_mv_qp
+	cAddr    C.uintptr_t // c, for the data path
+	pd       *domain
 	num      uint32
 	startPSN uint32
 	state    rdma.QPState
 	slot     uint16
-	gen      uint16
 	tag      uint64 // slot and generation, as in a work request's ID
 	sendCQ   *completionQueue
 	recvCQ   *completionQueue
 	sq, rq   workQueue
+	srq      *sharedQueue // instead of rq; may be nil
+	last     bool         // nothing more is taken from srq, which was reported
+
+	maxRdAtomic, maxDestRdAtomic int
 }
+
+// listLen is how many requests one crossing posts.
+const listLen = C.MV_LIST
 
 var _ rdma.QP = (*queuePair)(nil)
 
 // CreateQP implements rdma.PD.
 func (p *domain) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
 	d := p.dev
-	if d.closed {
+	if p.c == nil {
 		return nil, ErrClosed
 	}
-	if cfg.SRQ != nil || cfg.Access != 0 || cfg.MaxRdAtomic != 0 || cfg.MaxDestRdAtomic != 0 {
-		return nil, &rdma.NotSupportedError{Device: d.attr.Name, Feature: "shared receive queues and remote access"}
-	}
-	for _, n := range [...]int{cfg.SendWRs, cfg.RecvWRs} {
-		if n < 1 || n > d.attr.MaxQPWR {
-			return nil, fmt.Errorf("rdma/verbs: work queue of %d requests; %s has 1 to %d", n, d.attr.Name, d.attr.MaxQPWR)
-		}
-	}
-	scq, ok1 := cfg.SendCQ.(*completionQueue)
-	rcq, ok2 := cfg.RecvCQ.(*completionQueue)
-	if !ok1 || !ok2 || scq.dev != d || rcq.dev != d || scq.c == nil || rcq.c == nil {
-		return nil, errors.New("rdma/verbs: a queue pair needs open completion queues of its own device")
-	}
-	if err := d.makeRoom(max(cfg.SendWRs, cfg.RecvWRs)); err != nil {
-		return nil, d.qpError("make room for the lists", err)
-	}
-	slot, err := d.takeSlot()
-	if err != nil {
+	if err := p.checkQPConfig(&cfg); err != nil {
 		return nil, err
 	}
 	q := &queuePair{
-		dev: d, startPSN: randomPSN(), slot: slot, gen: d.gens[slot], sendCQ: scq, recvCQ: rcq,
-		sq: newWorkQueue(cfg.SendWRs), rq: newWorkQueue(cfg.RecvWRs),
+		dev: d, pd: p, startPSN: randomPSN(), sq: newWorkQueue(cfg.SendWRs), maxRdAtomic: cfg.MaxRdAtomic, maxDestRdAtomic: cfg.MaxDestRdAtomic,
+		sendCQ: cfg.SendCQ.(*completionQueue), recvCQ: cfg.RecvCQ.(*completionQueue),
 	}
-	q.tag = uint64(q.gen)<<genShift | uint64(slot)<<32
-	if err = scq.reserve(cfg.SendWRs); err == nil {
-		if err = rcq.reserve(cfg.RecvWRs); err != nil {
-			scq.unreserve(cfg.SendWRs)
-		}
+	c := C.struct_mv_qp_config{
+		pd: p.c, send_cq: q.sendCQ.c, recv_cq: q.recvCQ.c, sends: C.uint32_t(cfg.SendWRs), recvs: C.uint32_t(cfg.RecvWRs),
+		max_inline: C.uint32_t(d.attr.MaxInline), access: accessFlags(cfg.Access),
 	}
-	if err != nil {
-		d.frees = append(d.frees, slot)
+	if cfg.SRQ != nil {
+		q.srq = cfg.SRQ.(*sharedQueue)
+		c.srq = q.srq.c
+	} else {
+		q.rq = newWorkQueue(cfg.RecvWRs)
+	}
+	var err error
+	if q.slot, q.tag, err = d.takeSlot(user{qp: q}); err != nil {
+		return nil, err
+	}
+	if err = q.reserve(); err != nil {
+		d.freeSlot(q.slot)
 		return nil, err
 	}
 	var step *C.char
-	rc := C.mv_qp_create(d.c, scq.c, rcq.c, C.uint32_t(cfg.SendWRs), C.uint32_t(cfg.RecvWRs), C.uint32_t(d.attr.MaxInline), &q.c, &step)
-	if rc != 0 {
+	if rc := C.mv_qp_create(d.c, &c, &q.c, &step); rc != 0 {
 		q.forget()
 		return nil, d.qpError(C.GoString(step), unix.Errno(rc))
 	}
-	q.num = uint32(q.c.num)
-	d.qps[slot] = q
+	q.cAddr, q.num = C.uintptr_t(uintptr(unsafe.Pointer(q.c))), uint32(q.c.num)
+	d.byNum[q.num] = q
 	return q, nil
+}
+
+func (p *domain) checkQPConfig(cfg *rdma.QPConfig) error {
+	d := p.dev
+	scq, ok1 := cfg.SendCQ.(*completionQueue)
+	rcq, ok2 := cfg.RecvCQ.(*completionQueue)
+	srq, _ := cfg.SRQ.(*sharedQueue)
+	switch {
+	case !ok1 || !ok2 || scq.dev != d || rcq.dev != d || scq.c == nil || rcq.c == nil:
+		return errors.New("rdma/verbs: a queue pair needs open completion queues of its own device")
+	case cfg.SRQ != nil && (srq == nil || srq.pd != p || srq.c == nil):
+		return errors.New("rdma/verbs: a queue pair needs an open shared receive queue of its own domain")
+	case srq != nil && cfg.RecvWRs != 0:
+		return fmt.Errorf("rdma/verbs: receive queue of %d requests beside a shared one; give 0", cfg.RecvWRs)
+	case srq == nil && (cfg.RecvWRs < 1 || cfg.RecvWRs > d.attr.MaxQPWR):
+		return fmt.Errorf("rdma/verbs: receive queue of %d requests; %s has 1 to %d", cfg.RecvWRs, d.attr.Name, d.attr.MaxQPWR)
+	case cfg.SendWRs < 1 || cfg.SendWRs > d.attr.MaxQPWR:
+		return fmt.Errorf("rdma/verbs: send queue of %d requests; %s has 1 to %d", cfg.SendWRs, d.attr.Name, d.attr.MaxQPWR)
+	case cfg.Access&rdma.RemoteAtomic != 0 && !d.attr.Caps.Has(rdma.CapAtomic):
+		return &rdma.NotSupportedError{Device: d.attr.Name, Feature: "atomics of peers"}
+	case cfg.MaxRdAtomic > 0 && !d.attr.Caps.Has(rdma.CapRead), cfg.MaxDestRdAtomic > 0 && !d.attr.Caps.Has(rdma.CapRead):
+		return &rdma.NotSupportedError{Device: d.attr.Name, Feature: "READ"}
+	case cfg.MaxRdAtomic < 0 || cfg.MaxRdAtomic > d.attr.MaxRdAtomic:
+		return fmt.Errorf("rdma/verbs: %d READs and atomics under way at once; %s has 0 to %d", cfg.MaxRdAtomic, d.attr.Name, d.attr.MaxRdAtomic)
+	case cfg.MaxDestRdAtomic < 0 || cfg.MaxDestRdAtomic > d.attr.MaxDestRdAtomic:
+		return fmt.Errorf("rdma/verbs: %d READs and atomics accepted at once; %s has 0 to %d", cfg.MaxDestRdAtomic, d.attr.Name, d.attr.MaxDestRdAtomic)
+	}
+	return nil
+}
+
+// reserve takes the entries of the completion queues, and the uses of what the
+// pair needs.
+func (q *queuePair) reserve() error {
+	if err := q.sendCQ.reserve(int(q.sq.depth), false); err != nil {
+		return err
+	}
+	var err error
+	if q.srq != nil {
+		err = q.recvCQ.reserveShared(q.srq)
+	} else {
+		err = q.recvCQ.reserve(int(q.rq.depth), false)
+	}
+	if err != nil {
+		q.sendCQ.unreserve(int(q.sq.depth))
+		return err
+	}
+	if q.srq != nil {
+		q.srq.qps++
+	}
+	q.pd.uses++
+	return nil
+}
+
+// forget gives back what reserve took, and the slot.
+func (q *queuePair) forget() {
+	q.dev.freeSlot(q.slot)
+	q.sendCQ.unreserve(int(q.sq.depth))
+	if q.srq != nil {
+		q.recvCQ.unreserveShared(q.srq)
+		q.srq.qps--
+	} else {
+		q.recvCQ.unreserve(int(q.rq.depth))
+	}
+	q.pd.uses--
 }
 
 func (d *device) qpError(step string, err error) error {
 	return ownMemlock().explain("create a queue pair on", d.attr.Name, 0, fmt.Errorf("%s: %w", step, err))
-}
-
-// takeSlot finds a place for a queue pair. Slots are used in turn, so that a
-// generation comes again only after 2^15 queue pairs in the same slot.
-func (d *device) takeSlot() (uint16, error) {
-	if len(d.frees) > 0 {
-		slot := d.frees[0]
-		d.frees = d.frees[1:]
-		d.gens[slot] = (d.gens[slot] + 1) & genMask
-		return slot, nil
-	}
-	if len(d.qps) == maxQPs {
-		return 0, fmt.Errorf("rdma/verbs: %s has its %d queue pairs", d.attr.Name, maxQPs)
-	}
-	d.qps = append(d.qps, nil)
-	d.gens = append(d.gens, 0)
-	return uint16(len(d.qps) - 1), nil
 }
 
 func randomPSN() uint32 {
@@ -182,8 +227,10 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 	if err := checkRemote(r, q.dev.attr); err != nil {
 		return err
 	}
+	q.maxRdAtomic = min(q.maxRdAtomic, max(0, r.MaxDestRdAtomic))
 	to := C.struct_mv_remote{
 		qpn: C.uint32_t(r.QPN), psn: C.uint32_t(r.StartPSN), mtu: C.uint32_t(r.PathMTU), sq_psn: C.uint32_t(q.startPSN),
+		max_dest_rd_atomic: C.uint8_t(q.maxDestRdAtomic), max_rd_atomic: C.uint8_t(q.maxRdAtomic),
 		min_rnr_timer: minRNRTimer, timeout: ackTimeout, retry_cnt: retryCount, rnr_retry: rnrRetry,
 	}
 	for i, b := range r.Addr.As16() {
@@ -209,79 +256,113 @@ func (q *queuePair) fail() {
 	if rc := C.mv_qp_error(q.c); rc != 0 {
 		q.dev.log.Warn("RDMA queue pair cannot be flushed", "device", q.dev.attr.Name, "qpn", q.num, "err", unix.Errno(rc))
 	}
+	if q.srq != nil && q.dev.port.Soft {
+		// rdma_rxe (rxe_resp.c, check_resource) stops taking and does not say so.
+		q.lastTaken()
+	}
+}
+
+// lastTaken queues rdma.EventLastWQE, once.
+func (q *queuePair) lastTaken() {
+	if !q.last {
+		q.last = true
+		q.dev.events = append(q.dev.events, rdma.Event{Kind: rdma.EventLastWQE, QPN: q.num})
+	}
 }
 
 // PostSend implements rdma.QP. Besides the errors of the interface it refuses data
-// outside registered memory and messages beyond the device's limits.
+// outside registered memory and messages beyond the device's limits. What fits goes
+// inline in any case: the device then has no memory to look up and read.
 func (q *queuePair) PostSend(wrs []rdma.SendWR) (int, error) {
 	if q.state != rdma.QPReadyToSend || q.c == nil {
 		return 0, rdma.ErrQPState
 	}
 	d := q.dev
-	var refused error
-	n := len(wrs)
-	if room := q.sq.room(); n > room {
-		n, refused = room, rdma.ErrQueueFull
-	}
-	for i := range n {
-		if err := q.fillSend(i, &wrs[i]); err != nil {
-			n, refused = i, err
-			break
+	for posted := 0; posted < len(wrs); {
+		part := wrs[posted:min(len(wrs), posted+listLen)]
+		n, refused := len(part), error(nil)
+		if room := q.sq.room(); n > room {
+			n, refused = room, rdma.ErrQueueFull
+		}
+		for i := range n {
+			if err := q.fillSend(i, &part[i]); err != nil {
+				n, refused = i, err
+				break
+			}
+		}
+		if n == 0 {
+			return posted, refused
+		}
+		rc := C.mv_post_send(d.cAddr, q.cAddr, C.uint32_t(n))
+		runtime.KeepAlive(wrs)
+		taken := int(d.c.taken)
+		q.sq.tail += uint32(taken)
+		posted += taken
+		if rc != 0 {
+			refused = d.postError("ibv_post_send", unix.Errno(rc))
+		}
+		if refused != nil {
+			return posted, refused
 		}
 	}
-	if n == 0 {
-		return 0, refused
-	}
-	rc := C.mv_post_send(d.c, q.c, C.uint32_t(n))
-	runtime.KeepAlive(wrs)
-	taken := int(d.c.taken)
-	q.sq.tail += uint32(taken)
-	if rc != 0 {
-		refused = q.postError("ibv_post_send", unix.Errno(rc))
-	}
-	return taken, refused
+	return len(wrs), nil
 }
 
 // fillSend writes w to entry i of the list.
 func (q *queuePair) fillSend(i int, w *rdma.SendWR) error {
 	d := q.dev
-	to := &d.sends[i]
-	data := w.Data
-	flags := C.uint32_t(0)
-	to.lkey = 0
-	switch w.Op {
-	case rdma.OpSend:
-	case rdma.OpSendImm:
-		flags |= C.MV_IMM
-	default:
-		return &rdma.NotSupportedError{Device: d.attr.Name, Feature: w.Op.String()}
+	if w.Op >= rdma.OpRead {
+		if err := q.checkAnswered(w); err != nil {
+			return err
+		}
 	}
+	data, flags, lkey := w.Data, C.uint16_t(0), C.uint32_t(0)
 	if w.Signaled {
-		flags |= C.MV_SIGNALED
+		flags = C.MV_SIGNALED
 	}
 	if len(data) > d.attr.MaxMsg {
 		return fmt.Errorf("rdma/verbs: message of %d bytes; the largest of %s is %d", len(data), d.attr.Name, d.attr.MaxMsg)
 	}
 	if len(data) > 0 {
-		r := d.region(data)
-		if r != nil {
-			to.lkey = C.uint32_t(r.mr.LKey)
-		}
+		r := q.pd.region(data)
 		switch {
 		case w.Inline && len(data) > d.attr.MaxInline:
 			return fmt.Errorf("rdma/verbs: %d bytes inline; %s takes at most %d", len(data), d.attr.Name, d.attr.MaxInline)
-		case w.Inline:
-			flags |= C.MV_INLINE
-			if r == nil {
-				data = d.stage(i, data)
-			}
+		case r == nil && !w.Inline:
+			return fmt.Errorf("rdma/verbs: the %d bytes of the %v are not in memory registered in the queue pair's domain; register their arena, or send them inline", len(data), w.Op)
 		case r == nil:
-			return fmt.Errorf("rdma/verbs: the %d bytes to send are not in registered memory; register their arena, or send them inline", len(data))
+			flags |= C.MV_INLINE
+			data = d.stage(i, data)
+		default:
+			lkey = C.uint32_t(r.mr.LKey)
+			if len(data) <= d.attr.MaxInline && w.Op < rdma.OpRead {
+				flags |= C.MV_INLINE
+			}
 		}
 	}
-	to.addr, to.len = address(data), C.uint32_t(len(data))
-	to.imm, to.flags = C.uint32_t(w.Imm), flags
-	to.id = C.uint64_t(q.tag | q.sq.set(i, w.ID))
+	d.sends[i] = C.struct_mv_send{
+		id: C.uint64_t(q.tag | q.sq.set(i, w.ID)), addr: address(data), len: C.uint32_t(len(data)), lkey: lkey,
+		imm: C.uint32_t(w.Imm), op: C.uint16_t(w.Op), flags: flags,
+		remote: C.uint64_t(w.RemoteAddr), rkey: C.uint32_t(w.RKey), compare: C.uint64_t(w.Compare), swap_add: C.uint64_t(w.SwapAdd),
+	}
+	return nil
+}
+
+// checkAnswered checks what READ and atomics need beyond the others.
+func (q *queuePair) checkAnswered(w *rdma.SendWR) error {
+	atomic := w.Op > rdma.OpRead
+	switch {
+	case w.Op > rdma.OpFetchAdd, !q.dev.attr.Caps.Has(rdma.CapRead), atomic && !q.dev.attr.Caps.Has(rdma.CapAtomic):
+		return &rdma.NotSupportedError{Device: q.dev.attr.Name, Feature: w.Op.String()}
+	case q.maxRdAtomic == 0:
+		return fmt.Errorf("rdma/verbs: %v on a queue pair that has none under way: give it MaxRdAtomic, and the remote's MaxDestRdAtomic", w.Op)
+	case w.Inline:
+		return fmt.Errorf("rdma/verbs: %v inline: its data comes from the peer", w.Op)
+	case atomic && len(w.Data) != 8:
+		return fmt.Errorf("rdma/verbs: %v with %d bytes for the old value, which has 8", w.Op, len(w.Data))
+	case atomic && w.RemoteAddr%8 != 0:
+		return fmt.Errorf("rdma/verbs: %v at remote address %#x, which is no multiple of 8", w.Op, w.RemoteAddr)
+	}
 	return nil
 }
 
@@ -291,43 +372,59 @@ func (q *queuePair) PostRecv(wrs []rdma.RecvWR) (int, error) {
 	if q.state == rdma.QPError || q.c == nil {
 		return 0, rdma.ErrQPState
 	}
-	d := q.dev
-	var refused error
-	n := len(wrs)
-	if room := q.rq.room(); n > room {
-		n, refused = room, rdma.ErrQueueFull
+	if q.srq != nil {
+		return 0, errors.New("rdma/verbs: the queue pair takes its receives from a shared queue; post them there")
 	}
-	for i := range n {
-		w, to := &wrs[i], &d.recvs[i]
-		to.lkey = 0
-		if len(w.Data) > 0 {
-			r := d.region(w.Data)
-			if r == nil {
-				n, refused = i, fmt.Errorf("rdma/verbs: the receive buffer of %d bytes is not in registered memory; register its arena", len(w.Data))
+	d := q.dev
+	for posted := 0; posted < len(wrs); {
+		part := wrs[posted:min(len(wrs), posted+listLen)]
+		n, refused := len(part), error(nil)
+		if room := q.rq.room(); n > room {
+			n, refused = room, rdma.ErrQueueFull
+		}
+		for i := range n {
+			if err := q.pd.fillRecv(i, &part[i], recvBit|q.tag|q.rq.set(i, part[i].ID)); err != nil {
+				n, refused = i, err
 				break
 			}
-			to.lkey = C.uint32_t(r.mr.LKey)
 		}
-		to.addr, to.len = address(w.Data), C.uint32_t(len(w.Data))
-		to.id = C.uint64_t(recvBit | q.tag | q.rq.set(i, w.ID))
+		if n == 0 {
+			return posted, refused
+		}
+		rc := C.mv_post_recv(d.cAddr, q.cAddr, C.uint32_t(n))
+		runtime.KeepAlive(wrs)
+		taken := int(d.c.taken)
+		q.rq.tail += uint32(taken)
+		posted += taken
+		if rc != 0 {
+			refused = d.postError("ibv_post_recv", unix.Errno(rc))
+		}
+		if refused != nil {
+			return posted, refused
+		}
 	}
-	if n == 0 {
-		return 0, refused
-	}
-	rc := C.mv_post_recv(d.c, q.c, C.uint32_t(n))
-	taken := int(d.c.taken)
-	q.rq.tail += uint32(taken)
-	if rc != 0 {
-		refused = q.postError("ibv_post_recv", unix.Errno(rc))
-	}
-	return taken, refused
+	return len(wrs), nil
 }
 
-func (q *queuePair) postError(call string, err unix.Errno) error {
+// fillRecv writes w to entry i of the list of receives.
+func (p *domain) fillRecv(i int, w *rdma.RecvWR, id uint64) error {
+	lkey := C.uint32_t(0)
+	if len(w.Data) > 0 {
+		r := p.region(w.Data)
+		if r == nil {
+			return fmt.Errorf("rdma/verbs: the receive buffer of %d bytes is not in memory registered in its domain; register its arena", len(w.Data))
+		}
+		lkey = C.uint32_t(r.mr.LKey)
+	}
+	p.dev.recvs[i] = C.struct_mv_recv{id: C.uint64_t(id), addr: address(w.Data), len: C.uint32_t(len(w.Data)), lkey: lkey}
+	return nil
+}
+
+func (d *device) postError(call string, err unix.Errno) error {
 	if err == unix.ENOMEM { // what providers return for a full queue
 		return rdma.ErrQueueFull
 	}
-	return &Error{Op: "post to", Device: q.dev.attr.Name, Err: fmt.Errorf("%s: %w", call, err)}
+	return &Error{Op: "post to", Device: d.attr.Name, Err: fmt.Errorf("%s: %w", call, err)}
 }
 
 // Close implements rdma.QP. Completions that nobody has polled yet are dropped.
@@ -338,19 +435,14 @@ func (q *queuePair) Close() error {
 	if rc := C.mv_qp_destroy(q.c); rc != 0 {
 		return &Error{Op: "close a queue pair of", Device: q.dev.attr.Name, Err: fmt.Errorf("ibv_destroy_qp: %w", unix.Errno(rc))}
 	}
-	q.c = nil
+	q.c, q.cAddr = nil, 0
 	q.state = rdma.QPError
-	q.dev.qps[q.slot] = nil
-	for _, c := range [...]*completionQueue{q.sendCQ, q.recvCQ} {
-		c.early = slices.DeleteFunc(c.early, func(wc rdma.WC) bool { return wc.QPN == q.num })
+	delete(q.dev.byNum, q.num)
+	q.sendCQ.forget(q)
+	if q.recvCQ != q.sendCQ {
+		q.recvCQ.forget(q)
 	}
 	q.forget()
+	q.dev.dropEvents(func(e rdma.Event) bool { return e.SRQ == nil && e.QPN == q.num })
 	return nil
-}
-
-// forget gives back the slot and the completion queues' entries.
-func (q *queuePair) forget() {
-	q.dev.frees = append(q.dev.frees, q.slot)
-	q.sendCQ.unreserve(int(q.sq.depth))
-	q.recvCQ.unreserve(int(q.rq.depth))
 }
