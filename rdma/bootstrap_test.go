@@ -30,7 +30,7 @@ func frame(t *testing.T, m bootstrap.Message) []byte {
 }
 
 func otherVersion(b []byte) []byte {
-	binary.BigEndian.PutUint16(b[4:], 2)
+	binary.BigEndian.PutUint16(b[4:], 3)
 	return b
 }
 
@@ -45,10 +45,10 @@ func TestPassiveRefuses(t *testing.T) {
 	}{
 		{"http", []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), "speaks another protocol"},
 		{"millrace tcp", []byte("MLRC\x00\x01\x00\x00\x00\x40\x00\x00"), "speaks millrace tcp://"},
-		{"version", otherVersion(frame(t, hello)), "speaks bootstrap version 2, this side 1"},
+		{"version", otherVersion(frame(t, hello)), "speaks bootstrap version 3, this side 2"},
 		{"fabric", frame(t, &bootstrap.Hello{Instance: bootstrap.Instance{1}, Fabric: "memif"}), `peer's loop runs on "memif", this one on "udp"`},
 		{"out of turn", frame(t, &bootstrap.Ready{}), "unexpected ready"},
-		{"garbage body", append([]byte("MLRB\x00\x01\x01\x00\x00\x04"), "{]{]"...), "bootstrap hello"},
+		{"garbage body", append([]byte("MLRB\x00\x02\x01\x00\x00\x04"), "{]{]"...), "bootstrap hello"},
 		{"stale without share", append(frame(t, hello), frame(t, &bootstrap.Stale{})...), "unexpected stale"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -98,7 +98,7 @@ func TestActiveRefuses(t *testing.T) {
 		{"http", []byte("HTTP/1.1 400 Bad Request\r\n\r\n"), true, "speaks another protocol"},
 		{"millrace tcp", []byte("MLRC\x00\x01\x00\x00\x00\x40\x00\x00"), true, "speaks millrace tcp://"},
 		{"short foreign", []byte("-ERR"), true, "speaks another protocol"},
-		{"version", otherVersion(frame(t, &bootstrap.Refusal{Reason: "x"})), true, "speaks bootstrap version 2, this side 1"},
+		{"version", otherVersion(frame(t, &bootstrap.Ready{})), true, "speaks bootstrap version 3, this side 2"},
 		{"refusal", frame(t, &bootstrap.Refusal{Reason: "no room"}), false, "refused the connection: no room"},
 		{"closes", nil, true, "closed in the middle of the bootstrap"},
 		{"out of turn", frame(t, &bootstrap.Bye{}), true, "unexpected bye"},

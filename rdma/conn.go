@@ -1,6 +1,7 @@
 package rdma
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -16,15 +17,16 @@ import (
 // for a queue pair with 128 sends. Under load its messages take up to 64 receive
 // buffers, of all connections together at most EventLoopOptions.SharedReceives.
 type conn struct {
-	el     *EventLoop
-	dev    *device
-	group  *cqGroup
-	qp     QP
-	qpn    uint32
-	ep     *netpoll.Endpoint // nil until open
-	peer   bootstrap.QP
-	remote string
-	boot   *liveness // nil until open
+	el       *EventLoop
+	dev      *device
+	group    *cqGroup
+	qp       QP
+	qpn      uint32
+	ep       *netpoll.Endpoint // nil until open
+	peer     bootstrap.QP
+	remote   string
+	boot     *liveness    // nil until open
+	verified chan<- error // waits for the first acknowledgement; see probe
 
 	// Sending; see protocol.go.
 	sendq        sendQueue
@@ -182,6 +184,7 @@ func (c *conn) complete(wc *WC) {
 		}
 	case wc.Op == WCSend:
 		c.sent(wc.ID)
+		c.verify(nil)
 	default:
 		if err := c.received(wc, buf); err != nil {
 			c.fail(fmt.Errorf("rdma: %s: %w", c.remote, err))
@@ -206,7 +209,32 @@ func (c *conn) likelyCause(s Status) string {
 func (c *conn) fail(err error) {
 	if c.failure == nil {
 		c.failure = err
+		c.verify(err)
 		c.setReady()
+	}
+}
+
+// probe sends a control message that grants nothing before the connection is open,
+// and tells to verified when it was acknowledged, or why not.
+func (c *conn) probe(verified chan<- error) {
+	if c.failure != nil {
+		verified <- c.failure
+		return
+	}
+	c.verified = verified
+	c.control = false
+	wr := c.bare(immCredit)
+	wr.Signaled = true
+	if n, err := c.qp.PostSend([]SendWR{wr}); n < 1 {
+		c.fail(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
+	}
+}
+
+// verify ends a probe.
+func (c *conn) verify(err error) {
+	if c.verified != nil {
+		c.verified <- err
+		c.verified = nil
 	}
 }
 
@@ -299,6 +327,14 @@ func (c *conn) end() bool {
 		c.ep.Closed(c.failure)
 	}
 	return true
+}
+
+// Unsent implements netpoll.UnsentWire: what the peer's device has not acknowledged.
+func (c *conn) Unsent(bufs []*hugepages.Buf) []*hugepages.Buf {
+	for i := range c.sendq.count {
+		bufs = append(bufs, c.sendq.at(i).buf)
+	}
+	return bufs
 }
 
 // Shut implements netpoll.Wire. It also ends a connection that was never open.

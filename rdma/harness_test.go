@@ -66,6 +66,7 @@ type nodeOptions struct {
 	stopped bool                          // the test stops it itself
 	timeout time.Duration                 // after which a silent peer counts as dead; default 5 s, for machines under load
 	mayRNR  bool
+	tcp     bool // the loop has a TCP backend too
 }
 
 func startNode(t testing.TB, o nodeOptions) *node {
@@ -91,6 +92,9 @@ func startNode(t testing.TB, o nodeOptions) *node {
 	}
 	n.el = rdma.NewEventLoop(o.fabric, o.rdma)
 	o.loop.Backends = []netpoll.Backend{n.el}
+	if o.tcp {
+		o.loop.Backends = append(o.loop.Backends, netpoll.NewTCP())
+	}
 	var err error
 	if n.loop, err = netpoll.NewLoop(o.loop); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ func TestRoundTrip(t *testing.T) {
 	in := []Message{
 		&Hello{Instance: Self(), Loop: 7, Fabric: "memif"}, goodOffer(), &Accept{QP: goodQP()}, &Ready{}, &Stale{},
 		&Refusal{Reason: "größer als erlaubt"}, &Bye{Orderly: true},
+		&Hello{Instance: Self(), Fabric: "udp", Fallback: true}, &Verified{}, &Fallback{Reason: "no device"}, &Beat{},
 	}
 	for _, m := range in {
 		var err error
@@ -84,6 +85,7 @@ func TestBounds(t *testing.T) {
 		{"gid", func(o *Offer) { o.QP.GID = netip.MustParseAddr("::ffff:192.0.2.1") }},
 		{"udpPort", func(o *Offer) { o.QP.UDPPort = 0 }},
 		{"qpn 1 ", func(o *Offer) { o.QP.QPN = 1 }},
+		{"qpn 16777215 ", func(o *Offer) { o.QP.QPN = 1<<24 - 1 }},
 		{"qpn 16777216 ", func(o *Offer) { o.QP.QPN = 1 << 24 }},
 		{"psn", func(o *Offer) { o.QP.PSN = 1 << 24 }},
 		{"pathMTU 1500", func(o *Offer) { o.QP.PathMTU = 1500 }},
@@ -114,16 +116,18 @@ func TestReadRefusals(t *testing.T) {
 	frame := func(head, body string) string {
 		return head + string([]byte{byte(len(body) >> 8), byte(len(body))}) + body
 	}
-	const hello = "MLRB\x00\x01\x01\x00"
+	const hello = "MLRB\x00\x02\x01\x00"
 	for _, tc := range []struct{ name, in, text string }{
 		{"foreign", "SSH-2.0-OpenSSH", "another protocol"},
 		{"foreign and short", "+OK", "another protocol"},
 		{"cut header", "MLRB\x00\x01", "in the middle"},
 		{"cut magic", "ML", "in the middle"},
 		{"cut body", hello + "\x00\x05{}", "in the middle"},
-		{"version", "MLRB\x01\x00\x01\x00\x00\x00", "version 256, this side 1"},
-		{"kind", "MLRB\x00\x01\x63\x00\x00\x00", "unknown bootstrap frame 99"},
-		{"flags", "MLRB\x00\x01\x01\x01\x00\x00", "bad header"},
+		{"version", "MLRB\x01\x00\x01\x00\x00\x00", "version 256, this side 2"},
+		{"kind", "MLRB\x00\x02\x63\x00\x00\x00", "unknown bootstrap frame 99"},
+		{"flags", "MLRB\x00\x02\x01\x02\x00\x00", "bad header"},
+		{"fallback of a bye", "MLRB\x00\x02\x07\x01\x00\x00", "bad header"},
+		{"long and foreign", "MLRB\x00\x03\x01\x01\xff\xff", "bad header"},
 		{"long", hello + "\x10\x01", "4097 bytes, limit 4096"},
 		{"empty body", frame(hello, ""), "EOF"},
 		{"not an object", frame(hello, "[1]"), "cannot unmarshal"},
@@ -140,10 +144,25 @@ func TestReadRefusals(t *testing.T) {
 	}
 }
 
+// What two releases need to tell each other is the same in all versions.
+func TestOtherVersion(t *testing.T) {
+	_, err := Read(strings.NewReader("MLRB\x00\x07\x01\x01\x00\x03{#}"))
+	var v *VersionError
+	if !errors.As(err, &v) || v.Version != 7 || !v.Fallback {
+		t.Errorf("hello: %v", err)
+	}
+	if m, err := Read(strings.NewReader("MLRB\x00\x07\x06\x00\x00\x16{\"reason\":\"x\",\"new\":1}")); err != nil || !reflect.DeepEqual(m, &Refusal{Reason: "x"}) {
+		t.Errorf("refusal: %+v, %v", m, err)
+	}
+	if m, err := Read(strings.NewReader("MLRB\x00\x07\x09\x00\x00\x0e{\"reason\":\"x\"}")); err != nil || !reflect.DeepEqual(m, &Fallback{Reason: "x"}) {
+		t.Errorf("fallback: %+v, %v", m, err)
+	}
+}
+
 // FuzzRead feeds arbitrary bytes: what is accepted must be within the bounds and
 // survive a round trip.
 func FuzzRead(f *testing.F) {
-	for _, m := range []Message{&Hello{Instance: Instance{1}, Loop: 7, Fabric: "udp"}, goodOffer(), &Accept{QP: goodQP()}, &Ready{}, &Refusal{Reason: "no"}, &Bye{}} {
+	for _, m := range []Message{&Hello{Instance: Instance{1}, Loop: 7, Fabric: "udp"}, goodOffer(), &Accept{QP: goodQP()}, &Ready{}, &Refusal{Reason: "no"}, &Bye{}, &Verified{}, &Fallback{Reason: "no"}, &Beat{}} {
 		b, err := Append(nil, m)
 		if err != nil {
 			f.Fatal(err)

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -37,8 +38,22 @@ func Send(c net.Conn, m Message) error {
 	return nil
 }
 
-// Receive reads the next frame within StepTimeout. A Refusal becomes the error
-// that carries its reason.
+// RefusedError is the peer's Refusal.
+type RefusedError struct{ Peer, Reason string }
+
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("rdma: %s refused the connection: %s", e.Peer, e.Reason)
+}
+
+// FallbackError is the peer's Fallback: it wants to stay on TCP, or agrees to.
+type FallbackError struct{ Peer, Reason string }
+
+func (e *FallbackError) Error() string {
+	return fmt.Sprintf("rdma: %s would stay on TCP: %s", e.Peer, e.Reason)
+}
+
+// Receive reads the next frame within StepTimeout. A Refusal becomes a
+// RefusedError, a Fallback a FallbackError.
 func Receive(c net.Conn) (Message, error) {
 	if err := c.SetReadDeadline(time.Now().Add(StepTimeout)); err != nil {
 		return nil, err
@@ -50,8 +65,11 @@ func Receive(c net.Conn) (Message, error) {
 	if err != nil {
 		return nil, fmt.Errorf("rdma: bootstrap with %s: %w", c.RemoteAddr(), err)
 	}
-	if r, ok := m.(*Refusal); ok {
-		return nil, fmt.Errorf("rdma: %s refused the connection: %s", c.RemoteAddr(), r.Reason)
+	switch m := m.(type) {
+	case *Refusal:
+		return nil, &RefusedError{c.RemoteAddr().String(), m.Reason}
+	case *Fallback:
+		return nil, &FallbackError{c.RemoteAddr().String(), m.Reason}
 	}
 	return m, nil
 }
@@ -77,18 +95,8 @@ func Unexpected(c net.Conn, m Message) error {
 // Refuse tells the peer why, as far as it listens; c is closed afterwards by the
 // caller.
 func Refuse(c net.Conn, reason error) {
-	s := strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
-			return ' '
-		}
-		return r
-	}, reason.Error())
-	for len(s) > maxReason {
-		s = s[:len(s)-len(s)/8]
-	}
-	s = strings.ToValidUTF8(s, "")
 	// The peer may be gone, or not even speak the protocol: nothing more can be done.
-	if Send(c, &Refusal{Reason: s}) != nil {
+	if Send(c, &Refusal{Reason: Reason(reason)}) != nil {
 		return
 	}
 	// Closing with unread data would send a reset, and that may overtake the
@@ -96,4 +104,18 @@ func Refuse(c net.Conn, reason error) {
 	if t, ok := c.(*net.TCPConn); ok && t.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(refuseLinger)) == nil {
 		_, _ = io.CopyN(io.Discard, c, maxLinger)
 	}
+}
+
+// Reason is err's text as a Refusal or Fallback takes it.
+func Reason(err error) string {
+	s := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			return ' '
+		}
+		return r
+	}, err.Error())
+	for len(s) > maxReason {
+		s = s[:len(s)-len(s)/8]
+	}
+	return cmp.Or(strings.ToValidUTF8(s, ""), "no reason given")
 }

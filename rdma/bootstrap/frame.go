@@ -14,11 +14,28 @@ import (
 
 const (
 	magic       = "MLRB"
-	version     = 1
+	version     = 2
 	headerBytes = 10
 	// maxBody bounds what a peer can make this side hold before it is known.
 	maxBody = 4096
+
+	// flagFallback, in a Hello or Offer: this side would stay on TCP.
+	flagFallback = 1 << 0
 )
+
+// VersionError is a frame of another version.
+type VersionError struct {
+	Version  int
+	Fallback bool // a Hello or Offer of a side that would stay on TCP
+}
+
+// Error names both versions.
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("the peer speaks bootstrap version %d, this side %d: run the same millrace release on both ends", e.Version, version)
+}
+
+// Unwrap makes it a netpoll.ErrProtocol.
+func (*VersionError) Unwrap() error { return netpoll.ErrProtocol }
 
 type kind uint8
 
@@ -30,18 +47,21 @@ const (
 	kindStale
 	kindRefusal
 	kindBye
+	kindVerified
+	kindFallback
+	kindBeat
 )
 
 func (k kind) String() string {
-	names := [...]string{"none", "hello", "offer", "accept", "ready", "stale", "refusal", "bye"}
+	names := [...]string{"none", "hello", "offer", "accept", "ready", "stale", "refusal", "bye", "verified", "fallback", "beat"}
 	if int(k) < len(names) {
 		return names[k]
 	}
 	return fmt.Sprintf("kind %d", uint8(k))
 }
 
-// Message is one frame's content: *Hello, *Offer, *Accept, *Ready, *Stale,
-// *Refusal or *Bye.
+// Message is one frame's content: *Hello, *Offer, *Accept, *Ready, *Verified,
+// *Stale, *Fallback, *Refusal, *Beat or *Bye.
 type Message interface {
 	kind() kind
 	validate() error
@@ -63,6 +83,12 @@ func newMessage(k kind) Message {
 		return new(Refusal)
 	case kindBye:
 		return new(Bye)
+	case kindVerified:
+		return new(Verified)
+	case kindFallback:
+		return new(Fallback)
+	case kindBeat:
+		return new(Beat)
 	}
 	return nil
 }
@@ -85,9 +111,24 @@ func Append(b []byte, m Message) ([]byte, error) {
 	}
 	b = append(b, magic...)
 	b = binary.BigEndian.AppendUint16(b, version)
-	b = append(b, byte(m.kind()), 0)
+	flags := byte(0)
+	if f := fallbackOf(m); f != nil && *f {
+		flags = flagFallback
+	}
+	b = append(b, byte(m.kind()), flags)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(body)))
 	return append(b, body...), nil
+}
+
+// fallbackOf is the field of m that travels in the header; nil if it has none.
+func fallbackOf(m Message) *bool {
+	switch m := m.(type) {
+	case *Hello:
+		return &m.Fallback
+	case *Offer:
+		return &m.Fallback
+	}
+	return nil
 }
 
 // Read reads one frame from r, and nothing beyond it. Errors wrap
@@ -108,30 +149,43 @@ func Read(r io.Reader) (Message, error) {
 	if err != nil {
 		return nil, short(err, n)
 	}
-	if v := binary.BigEndian.Uint16(h[4:]); v != version {
-		return nil, fmt.Errorf("%w: the peer speaks bootstrap version %d, this side %d: run the same millrace release on both ends", netpoll.ErrProtocol, v, version)
+	k, length := kind(h[6]), int(binary.BigEndian.Uint16(h[8:]))
+	m := newMessage(k)
+	v := int(binary.BigEndian.Uint16(h[4:]))
+	// These two are the same in all versions.
+	same := v == version || k == kindRefusal || k == kindFallback
+	var fallback *bool
+	if m != nil {
+		fallback = fallbackOf(m)
 	}
-	m := newMessage(kind(h[6]))
-	length := int(binary.BigEndian.Uint16(h[8:]))
 	switch {
-	case m == nil:
+	case length > maxBody || same && h[7]&^flagFallback != 0 || same && h[7] != 0 && m != nil && fallback == nil:
+		return nil, fmt.Errorf("%w: bootstrap %v with a bad header (version %d, flags %#x, %d bytes, limit %d)", netpoll.ErrProtocol, k, v, h[7], length, maxBody)
+	case same && m == nil:
 		return nil, fmt.Errorf("%w: unknown bootstrap frame %d", netpoll.ErrProtocol, h[6])
-	case h[7] != 0 || length > maxBody:
-		return nil, fmt.Errorf("%w: bootstrap %v with a bad header (flags %#x, %d bytes, limit %d)", netpoll.ErrProtocol, m.kind(), h[7], length, maxBody)
 	}
 	body := make([]byte, length)
 	if n, err := io.ReadFull(r, body); err != nil {
 		return nil, short(err, headerBytes+n)
 	}
-	if err := decode(body, m); err != nil {
+	if !same {
+		return nil, &VersionError{Version: v, Fallback: fallback != nil && h[7]&flagFallback != 0}
+	}
+	if err := decode(body, m, v == version); err != nil {
 		return nil, fmt.Errorf("%w: bootstrap %v: %w", netpoll.ErrProtocol, m.kind(), err)
+	}
+	if fallback != nil {
+		*fallback = h[7]&flagFallback != 0
 	}
 	return m, nil
 }
 
-func decode(body []byte, m Message) error {
+// decode is strict with peers of this version: what is unknown is a mistake.
+func decode(body []byte, m Message, strict bool) error {
 	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
+	if strict {
+		d.DisallowUnknownFields()
+	}
 	if err := d.Decode(m); err != nil {
 		return err
 	}

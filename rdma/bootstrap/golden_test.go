@@ -16,7 +16,7 @@ import (
 func TestGoldenFrames(t *testing.T) {
 	instance := bootstrap.Instance{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 	offer := strings.TrimSuffix(docbytes.Block(t, "json bootstrap-offer"), "\n")
-	header := binary.BigEndian.AppendUint16([]byte("MLRB\x00\x01\x02\x00"), uint16(len(offer)))
+	header := binary.BigEndian.AppendUint16([]byte("MLRB\x00\x02\x02\x00"), uint16(len(offer)))
 	for _, tc := range []struct {
 		frame []byte
 		value bootstrap.Message
@@ -24,12 +24,15 @@ func TestGoldenFrames(t *testing.T) {
 		{docbytes.Hex(t, "bootstrap-hello"), &bootstrap.Hello{Instance: instance, Loop: 1, Fabric: "softroce+udp"}},
 		{append(header, offer...), &bootstrap.Offer{Instance: instance, Loop: 1, QP: bootstrap.QP{
 			Device: "softroce+udp", Label: "user-space", GID: netip.MustParseAddr("192.0.2.1"), UDPPort: 4791, QPN: 1193046, PSN: 16777215,
-			PathMTU: 1024, Credits: 63, ReceiveBytes: 8188, MaxMessage: 4194304,
+			PathMTU: 1024, Credits: 1, ReceiveBytes: 8188, MaxMessage: 4194304,
 		}}},
-		{[]byte("MLRB\x00\x01\x04\x00\x00\x02{}"), &bootstrap.Ready{}},
-		{[]byte("MLRB\x00\x01\x05\x00\x00\x02{}"), &bootstrap.Stale{}},
-		{[]byte("MLRB\x00\x01\x06\x00\x00\x0f{\"reason\":\"no\"}"), &bootstrap.Refusal{Reason: "no"}},
-		{[]byte("MLRB\x00\x01\x07\x00\x00\x10{\"orderly\":true}"), &bootstrap.Bye{Orderly: true}},
+		{[]byte("MLRB\x00\x02\x04\x00\x00\x02{}"), &bootstrap.Ready{}},
+		{[]byte("MLRB\x00\x02\x05\x00\x00\x02{}"), &bootstrap.Stale{}},
+		{[]byte("MLRB\x00\x02\x06\x00\x00\x0f{\"reason\":\"no\"}"), &bootstrap.Refusal{Reason: "no"}},
+		{[]byte("MLRB\x00\x02\x07\x00\x00\x10{\"orderly\":true}"), &bootstrap.Bye{Orderly: true}},
+		{[]byte("MLRB\x00\x02\x08\x00\x00\x02{}"), &bootstrap.Verified{}},
+		{[]byte("MLRB\x00\x02\x09\x00\x00\x0f{\"reason\":\"no\"}"), &bootstrap.Fallback{Reason: "no"}},
+		{[]byte("MLRB\x00\x02\x0a\x00\x00\x02{}"), &bootstrap.Beat{}},
 	} {
 		if got, err := bootstrap.Append(nil, tc.value); err != nil || !bytes.Equal(got, tc.frame) {
 			t.Errorf("%T is sent as %q, %v", tc.value, got, err)

@@ -25,6 +25,7 @@ const (
 	maxLinkValue  = 512 // bytes
 	maxReason     = 1024
 	maxPSN        = 1<<24 - 1
+	maxQPN        = 1<<24 - 2 // 0xffffff is for multicast
 )
 
 // Instance is the random identity of a process, so that two connections of the
@@ -57,6 +58,8 @@ type Hello struct {
 	Instance Instance `json:"instance"`
 	Loop     uint64   `json:"loop"`   // of the instance
 	Fabric   string   `json:"fabric"` // both ends must use the same
+	// Fallback says that this side would rather stay on the TCP connection than fail.
+	Fallback bool `json:"-"` // in the frame's header
 }
 
 // Offer answers a Hello.
@@ -67,6 +70,8 @@ type Offer struct {
 	Shared bool              `json:"shared"`
 	Link   map[string]string `json:"link"` // how to join the link; the fabric's own
 	QP     QP                `json:"qp"`
+	// Fallback is the passive side\'s, as in Hello.
+	Fallback bool `json:"-"`
 }
 
 // Accept answers an Offer.
@@ -76,6 +81,20 @@ type Accept struct {
 
 // Ready says that the passive side's queue pair is connected.
 type Ready struct{}
+
+// Verified says that the active side's queue pair reached the passive one. It
+// follows Ready where both sides allow a fall-back.
+type Verified struct{}
+
+// Fallback ends the exchange of a side that cannot, or will not, use RDMA. The
+// other side repeats it, and from then on both speak the protocol of tcp:// on the
+// connection; or it refuses.
+type Fallback struct {
+	Reason string `json:"reason"`
+}
+
+// Beat says that this side is alive.
+type Beat struct{}
 
 // Stale answers an Offer of a shared link that this side has given up.
 type Stale struct{}
@@ -97,7 +116,7 @@ type QP struct {
 	Label        string     `json:"label"`
 	GID          netip.Addr `json:"gid"`
 	UDPPort      uint16     `json:"udpPort"`
-	QPN          uint32     `json:"qpn"`          // 24 bits; 0 and 1 are special (IBTA vol. 1, §3.5.10)
+	QPN          uint32     `json:"qpn"`          // 24 bits; 0, 1 and 0xffffff are special (IBTA vol. 1, §3.5.10)
 	PSN          uint32     `json:"psn"`          // 24 bits; of the first packet this end sends
 	PathMTU      int        `json:"pathMTU"`      // bytes
 	Credits      int        `json:"credits"`      // data receives granted at the start
@@ -105,13 +124,20 @@ type QP struct {
 	MaxMessage   int        `json:"maxMessage"`   // largest message this end accepts
 }
 
-func (*Hello) kind() kind   { return kindHello }
-func (*Offer) kind() kind   { return kindOffer }
-func (*Accept) kind() kind  { return kindAccept }
-func (*Ready) kind() kind   { return kindReady }
-func (*Stale) kind() kind   { return kindStale }
-func (*Refusal) kind() kind { return kindRefusal }
-func (*Bye) kind() kind     { return kindBye }
+func (*Hello) kind() kind    { return kindHello }
+func (*Offer) kind() kind    { return kindOffer }
+func (*Accept) kind() kind   { return kindAccept }
+func (*Ready) kind() kind    { return kindReady }
+func (*Stale) kind() kind    { return kindStale }
+func (*Refusal) kind() kind  { return kindRefusal }
+func (*Bye) kind() kind      { return kindBye }
+func (*Verified) kind() kind { return kindVerified }
+func (*Fallback) kind() kind { return kindFallback }
+func (*Beat) kind() kind     { return kindBeat }
+
+func (*Verified) validate() error   { return nil }
+func (m *Fallback) validate() error { return text("reason", m.Reason, maxReason) }
+func (*Beat) validate() error       { return nil }
 
 func (*Ready) validate() error { return nil }
 func (*Stale) validate() error { return nil }
@@ -156,8 +182,8 @@ func (q *QP) validate() error {
 		return fmt.Errorf("gid %v is not one host's address", q.GID)
 	case q.UDPPort == 0:
 		return errors.New("udpPort is 0")
-	case q.QPN < 2 || q.QPN > maxPSN:
-		return fmt.Errorf("qpn %d is outside 2..%d", q.QPN, maxPSN)
+	case q.QPN < 2 || q.QPN > maxQPN:
+		return fmt.Errorf("qpn %d is outside 2..%d", q.QPN, maxQPN)
 	case q.PSN > maxPSN:
 		return fmt.Errorf("psn %d is outside 0..%d", q.PSN, maxPSN)
 	case q.Credits < 1 || q.Credits > MaxCredits:
