@@ -54,6 +54,22 @@ func BenchmarkEncode(b *testing.B) {
 	})
 }
 
+func BenchmarkEncoder(b *testing.B) {
+	benchShapes(b, func(b *testing.B, rs []Record) {
+		e, err := NewEncoder(1)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer e.Close()
+		room := make([]byte, 1<<20)
+		for b.Loop() {
+			if _, err := e.Encode(room, rs); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 func benchVisit(b *testing.B, open func([]byte) (Batch, error)) {
 	benchShapes(b, func(b *testing.B, rs []Record) {
 		enc := encode(b, 1<<20, rs...)

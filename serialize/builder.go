@@ -26,12 +26,19 @@ type Builder struct {
 	// keys, headers and attrs are kept.
 	rich bool
 
-	// l holds the spans of the columns; its sums and lastStamp are brought up to
-	// date by sync.
-	l     layout
-	last  int64 // timestamp of the last record
-	row   int   // bits per record of all columns at their widths so far
-	spare int   // what the current block can need beyond its rows, at most
+	// l is the layout of the records before measured. As long as there is surely
+	// room for another record, whatever it does to the columns, nobody needs it:
+	// the builder is not tight.
+	l        layout
+	measured int
+	tight    bool
+	// A record whose length and timestamp lie in these spans takes
+	// row bits more in the columns, and spare bytes cover what is not counted by
+	// the record. If the builder is not tight they hold for all records.
+	value, time span
+	relative    int64 // -1: time is for steps from last; else 0
+	last        int64 // timestamp of the last record
+	row, spare  int
 
 	lens    []uint32 // value lengths
 	times   []int64
@@ -63,9 +70,21 @@ func NewBuilder(maxRecords int) (*Builder, error) {
 // next Reset. For aligned payloads dst should begin on a cache line.
 func (b *Builder) Reset(dst []byte) {
 	b.dst = dst[:min(len(dst), MaxBatchBytes)]
-	b.pos, b.n, b.rich, b.row, b.summed, b.crc = HeaderBytes, 0, false, 0, HeaderBytes, 0
-	b.l = layout{}
+	b.pos, b.n, b.rich, b.summed, b.crc = HeaderBytes, 0, false, HeaderBytes, 0
+	b.l, b.measured, b.tight = layout{}, 0, false
+	// Large values take the slow path, which sees to the checksum.
+	b.value, b.time, b.relative = span{width: crcChunk / blockRecords}, span{width: 1<<64 - 1}, 0
+	b.row, b.spare = widestPlain, 0
 }
+
+// Bits that a record takes in the columns at their widest, and bytes a block
+// does; the six columns may each end within a byte.
+const (
+	widestPlain = 32 + 64
+	widestRich  = widestPlain + 32 + 32 + 2
+	widestBlock = 4 + 8
+	partBytes   = 6
+)
 
 // Len is the number of records in the batch.
 func (b *Builder) Len() int { return b.n }
@@ -78,12 +97,22 @@ func (b *Builder) Size() int {
 	if b.n == 0 {
 		return HeaderBytes
 	}
-	b.sync()
+	b.measure()
 	p := b.l.parts()
 	return p.end
 }
 
-func (b *Builder) sync() { b.l.records, b.l.payload, b.l.lastStamp = b.n, b.pos-HeaderBytes, b.last }
+// measure brings the layout up to date.
+func (b *Builder) measure() {
+	for b.measured < b.n {
+		from, to := b.measured, min((b.measured|(blockRecords-1))+1, b.n)
+		b.l.add(b.lens[from:to], b.times[from:to])
+		if b.rich {
+			b.l.addRich(b.keys[from:to], b.headers[from:to], b.attrs[from:to])
+		}
+		b.measured = to
+	}
+}
 
 // Append copies r into the batch. ErrFull: it does not fit any more.
 // ErrRecordTooLarge: it would not fit into an empty batch either. After an error
@@ -91,10 +120,10 @@ func (b *Builder) sync() { b.l.records, b.l.payload, b.l.lastStamp = b.n, b.pos-
 func (b *Builder) Append(r *Record) error {
 	n, pos := b.n, b.pos
 	end := pos + len(r.Value)
-	// What widens no column, begins no block and surely fits.
+	// A value alone, within a block, that surely fits.
 	if r.Key != nil || len(r.Headers) != 0 || r.Value == nil || b.rich || n&(blockRecords-1) == 0 || n == b.limit ||
-		!b.l.value.has(uint64(len(r.Value))) || !b.l.time.has(uint64(r.Timestamp)) ||
-		!b.l.step.has(uint64(r.Timestamp-b.last)) || end+((n+1)*b.row>>3)+b.spare > len(b.dst) {
+		!b.value.has(uint64(len(r.Value))) || !b.time.has(uint64(r.Timestamp-b.last&b.relative)) ||
+		end+((n+1)*b.row>>3)+b.spare > len(b.dst) {
 		return b.appendSlow(r)
 	}
 	copy(b.dst[pos:end], r.Value)
@@ -104,36 +133,32 @@ func (b *Builder) Append(r *Record) error {
 	return nil
 }
 
-// appendSlow takes the first record of a block, those with more than a value,
-// those that widen a column, and those that may not fit.
+// appendSlow takes what Append does not.
 func (b *Builder) appendSlow(r *Record) error {
 	n, pos := b.n, b.pos
 	attr := attributesOf(r)
-	b.sync()
-	l := b.l
-	l.include(r, attr)
-	p := l.parts()
-	if n == b.limit || p.end > len(b.dst) {
-		if bytes := l.payload - b.l.payload; bytes > len(b.dst)-HeaderBytes {
-			return ErrRecordTooLarge
+	bytes := len(r.Key) + len(r.Value) + len(r.Headers)
+	if n == b.limit || bytes > len(b.dst)-pos {
+		return b.refuse(bytes)
+	}
+	if rich := b.rich || attr != 0 || len(r.Headers) > 0; rich {
+		if !b.rich {
+			b.enrich()
 		}
-		return ErrFull
-	}
-	b.l, b.row = l, p.rowBits()
-	// Checkpoint and start of this block; each column may end within a byte.
-	b.spare = p.values - p.checkpoints + 6
-
-	if !b.rich && (attr != 0 || len(r.Headers) > 0) {
-		b.enrich()
-	}
-	if b.rich {
 		b.keys[n], b.headers[n], b.attrs[n] = uint32(len(r.Key)), uint32(len(r.Headers)), attr
 	}
 	b.lens[n] = uint32(len(r.Value))
+	b.times[n] = r.Timestamp
+	if !b.tight {
+		b.spare = blocks(n+1)*widestBlock + partBytes
+		b.tight = pos+bytes+((n+1)*b.row>>3)+b.spare > len(b.dst)
+	}
+	if b.tight && !b.fits() {
+		return b.refuse(bytes)
+	}
 	if n&(blockRecords-1) == 0 {
 		b.ends[n>>blockShift] = uint32(pos - HeaderBytes)
 	}
-	b.times[n] = r.Timestamp
 	if pos-b.summed >= crcChunk {
 		b.crc, b.summed = updateCRC(b.crc, b.dst[b.summed:pos]), pos
 	}
@@ -144,10 +169,38 @@ func (b *Builder) appendSlow(r *Record) error {
 	return nil
 }
 
+func (b *Builder) refuse(recordBytes int) error {
+	if recordBytes > len(b.dst)-HeaderBytes {
+		return ErrRecordTooLarge
+	}
+	return ErrFull
+}
+
+// fits says whether the record fits whose numbers are in the arrays, and if so
+// what others fit without a look at all columns.
+func (b *Builder) fits() bool {
+	b.measure()
+	before := b.l
+	b.n++
+	b.measure()
+	p := b.l.parts()
+	b.n--
+	if p.end > len(b.dst) {
+		b.l, b.measured = before, b.n
+		return false
+	}
+	b.row, b.spare = p.rowBits(), p.values-p.checkpoints+partBytes
+	b.value, b.time, b.relative = b.l.value, b.l.time, 0
+	if p.steps {
+		b.time, b.relative = b.l.step, -1
+	}
+	return true
+}
+
 // enrich begins to keep keys, headers and attributes; the records so far have
 // none.
 func (b *Builder) enrich() {
-	b.rich = true
+	b.rich, b.row = true, widestRich
 	if b.keys == nil {
 		b.keys = make([]uint32, b.limit)
 		b.headers = make([]uint32, b.limit)
@@ -166,7 +219,7 @@ func (b *Builder) Finish() []byte {
 		b.dst = nil
 		return nil
 	}
-	b.sync()
+	b.measure()
 	l, n := &b.l, b.n
 	p := l.parts()
 	out := b.dst[:p.end:p.end]

@@ -238,24 +238,34 @@ func (e *Encoder) part(i int) (records []Record, first int) {
 func (e *Encoder) measure(i int) {
 	records, first := e.part(i)
 	var l layout
-	for k := range records {
-		r := &records[k]
-		// What widens nothing is most of them.
-		if k&(blockRecords-1) == 0 || k == 1 || r.Key != nil || r.Value == nil || len(r.Headers) > 0 ||
-			!l.value.has(uint64(len(r.Value))) || !l.time.has(uint64(r.Timestamp)) || !l.step.has(uint64(r.Timestamp-l.lastStamp)) ||
-			l.hasKeys || l.hasHeaders || l.hasAttrs {
-			if k&(blockRecords-1) == 0 {
-				e.starts[(first+k)>>blockShift] = r.Timestamp
-			}
-			l.include(r, attributesOf(r))
-			continue
+	var lens, keys, headers [blockRecords]uint32
+	var times [blockRecords]int64
+	var attrs [blockRecords]uint8
+	for len(records) > 0 {
+		block := records[:min(blockRecords, len(records))]
+		records = records[len(block):]
+		rich := l.hasAttrs || l.hasHeaders
+		for k := range block {
+			r := &block[k]
+			lens[k], times[k] = length(r.Value), r.Timestamp
+			rich = rich || r.Key != nil || r.Value == nil || len(r.Headers) > 0
 		}
-		l.records++
-		l.payload += len(r.Value)
-		l.lastStamp = r.Timestamp
+		e.starts[first>>blockShift] = times[0]
+		first += len(block)
+		l.add(lens[:len(block)], times[:len(block)])
+		if rich {
+			for k := range block {
+				r := &block[k]
+				keys[k], headers[k], attrs[k] = length(r.Key), length(r.Headers), attributesOf(r)
+			}
+			l.addRich(keys[:len(block)], headers[:len(block)], attrs[:len(block)])
+		}
 	}
 	e.chunks[i].l = l
 }
+
+// length is p's, or that of a batch if it is longer: it does not fit then either.
+func length(p []byte) uint32 { return uint32(min(len(p), MaxBatchBytes)) }
 
 // write lays out chunk i: its payload, checkpoints and columns.
 func (e *Encoder) write(i int) {

@@ -58,6 +58,22 @@ func TestEncoderMakesTheBytesOfABuilder(t *testing.T) {
 	}
 }
 
+// A block whose records all have headers, and then one that has none.
+func TestEncoderForgetsNoHeaders(t *testing.T) {
+	rs := make([]Record, 64)
+	for i := range rs {
+		rs[i].Value = []byte("v")
+		if i < 32 {
+			rs[i].Headers = AppendHeader(nil, "h", nil)
+		}
+	}
+	want := encode(t, 1<<16, rs...)
+	got, err := newEncoder(t, 1, 1024).Encode(make([]byte, len(want)), rs)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatal("other bytes than a Builder's", err)
+	}
+}
+
 func TestEncoderBounds(t *testing.T) {
 	for _, workers := range []int{0, -1, 1<<10 + 1} {
 		if _, err := NewEncoder(workers); err == nil {

@@ -8,15 +8,13 @@ type span struct{ min, width uint64 }
 
 func (s span) has(v uint64) bool { return v-s.min <= s.width }
 
-// widened is s with v in it; signed numbers lie in order after their sign bit
-// was flipped.
-func (s span) widened(v, flip uint64) span {
-	lo := min(s.min^flip, v^flip)
-	hi := max((s.min+s.width)^flip, v^flip)
-	return span{lo ^ flip, hi - lo}
+// with is s with lo … hi in it, or lo … hi alone if s begins with them.
+func (s span) with(lo, hi int64, begins bool) span {
+	if !begins {
+		lo, hi = min(lo, int64(s.min)), max(hi, int64(s.min+s.width))
+	}
+	return span{uint64(lo), uint64(hi) - uint64(lo)}
 }
-
-const signBit = 1 << 63
 
 // layout is all that decides where a batch's parts lie and how wide its columns
 // are. Whoever has the same records arrives at the same layout, and so at the
@@ -31,35 +29,48 @@ type layout struct {
 	hasKeys, hasHeaders, hasAttrs bool
 }
 
-// include takes in one more record.
-func (l *layout) include(r *Record, attr uint8) {
-	value, key, header := uint64(len(r.Value)), uint64(len(r.Key)), uint64(len(r.Headers))
-	stamp, step := uint64(r.Timestamp), uint64(r.Timestamp-l.lastStamp)
-	switch n := l.records; {
-	case n == 0:
-		l.value, l.key, l.header = span{min: value}, span{min: key}, span{min: header}
-		l.attr, l.time, l.start, l.step = span{min: uint64(attr)}, span{min: stamp}, span{min: stamp}, span{}
-	default:
-		l.value = l.value.widened(value, 0)
-		l.key = l.key.widened(key, 0)
-		l.header = l.header.widened(header, 0)
-		l.attr = l.attr.widened(uint64(attr), 0)
-		l.time = l.time.widened(stamp, signBit)
-		switch {
-		case n&(blockRecords-1) == 0:
-			l.start = l.start.widened(stamp, signBit)
-		case n == 1:
-			l.step = span{min: step}
-		default:
-			l.step = l.step.widened(step, signBit)
-		}
+// add takes in records of one block, by value lengths and timestamps: the next
+// ones of the block that the layout ends in, or the first ones of a new block.
+func (l *layout) add(lens []uint32, times []int64) {
+	shortest, longest, sum := lens[0], lens[0], 0
+	for _, n := range lens {
+		shortest, longest = min(shortest, n), max(longest, n)
+		sum += int(n)
 	}
-	l.hasKeys = l.hasKeys || key > 0
-	l.hasHeaders = l.hasHeaders || header > 0
-	l.hasAttrs = l.hasAttrs || attr != 0
-	l.lastStamp = r.Timestamp
-	l.records++
-	l.payload += int(value + key + header)
+	first, last, rest := times[0], l.lastStamp, times
+	if l.records&(blockRecords-1) == 0 {
+		l.start = l.start.with(first, first, l.records == 0)
+		last, rest = first, times[1:]
+	}
+	earliest, latest := first, first
+	if len(rest) > 0 {
+		least, most := rest[0]-last, rest[0]-last
+		for _, t := range rest {
+			earliest, latest = min(earliest, t), max(latest, t)
+			least, most = min(least, t-last), max(most, t-last)
+			last = t
+		}
+		l.step = l.step.with(least, most, l.records <= 1)
+	}
+	l.value = l.value.with(int64(shortest), int64(longest), l.records == 0)
+	l.time = l.time.with(earliest, latest, l.records == 0)
+	l.lastStamp = last
+	l.records += len(lens)
+	l.payload += sum
+}
+
+// addRich takes in what else the records have that add took in last: key lengths,
+// header lengths and attributes, of which the first records of the batch have
+// none.
+func (l *layout) addRich(keys, headers []uint32, attrs []uint8) {
+	begins := l.records == len(keys)
+	for i := range keys {
+		k, h, a := int64(keys[i]), int64(headers[i]), int64(attrs[i])
+		l.key, l.header, l.attr = l.key.with(k, k, begins), l.header.with(h, h, begins), l.attr.with(a, a, begins)
+		l.hasKeys, l.hasHeaders, l.hasAttrs = l.hasKeys || k > 0, l.hasHeaders || h > 0, l.hasAttrs || a > 0
+		l.payload += int(k + h)
+		begins = false
+	}
 }
 
 // merge takes in the layout of the records that follow, which begin a block.
@@ -68,11 +79,13 @@ func (l *layout) merge(next *layout) {
 		*l = *next
 		return
 	}
-	both := func(a, b span, flip uint64) span { return a.widened(b.min, flip).widened(b.min+b.width, flip) }
-	l.value, l.key, l.header = both(l.value, next.value, 0), both(l.key, next.key, 0), both(l.header, next.header, 0)
-	l.attr, l.time, l.start = both(l.attr, next.attr, 0), both(l.time, next.time, signBit), both(l.start, next.start, signBit)
+	for _, s := range [...]struct{ to, from *span }{
+		{&l.value, &next.value}, {&l.key, &next.key}, {&l.header, &next.header}, {&l.attr, &next.attr}, {&l.time, &next.time}, {&l.start, &next.start},
+	} {
+		*s.to = s.to.with(int64(s.from.min), int64(s.from.min+s.from.width), false)
+	}
 	if next.records > 1 { // else it has no steps
-		l.step = both(l.step, next.step, signBit)
+		l.step = l.step.with(int64(next.step.min), int64(next.step.min+next.step.width), false)
 	}
 	l.hasKeys = l.hasKeys || next.hasKeys
 	l.hasHeaders = l.hasHeaders || next.hasHeaders
