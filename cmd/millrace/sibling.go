@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/internal/transports"
 )
 
 // useSibling replaces this process by millrace-dpdk beside it where the command
@@ -63,11 +65,12 @@ func wantsLibdpdk(args []string) bool {
 	return args[0] == "bench" || args[0] == "doctor" || namesLibdpdk(args)
 }
 
-// namesLibdpdk tells whether an address names a port of libdpdk, all of whose
-// drivers have names that begin with net_.
+// namesLibdpdk tells whether an address names a port of libdpdk.
 func namesLibdpdk(args []string) bool {
 	return slices.ContainsFunc(args, func(a string) bool {
-		_, query, found := strings.Cut(a, "dpdk://")
-		return found && strings.Contains(query, "port=net_")
+		if at := strings.Index(a, "dpdk://"); at >= 0 {
+			return transports.NamesLibdpdk(a[at:])
+		}
+		return false
 	})
 }

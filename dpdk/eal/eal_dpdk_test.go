@@ -119,6 +119,8 @@ func TestErrorsNameStepAndCause(t *testing.T) {
 		{"no such device", func() ([]Port, error) { return Open("0000:99:00.0", 1, Options{}) }, []string{"rte_eth_dev_get_port_by_name", "0000:99:00.0"}},
 		{"bad argument", func() ([]Port, error) { return NewVdev("net_memif77", "role=server,rsize=99", 1, Options{}) }, []string{"Invalid ring size"}},
 		{"frame too large", func() ([]Port, error) { return NewVdev("net_null0", "", 1, Options{FrameBytes: 1 << 20}) }, []string{"Options.FrameBytes", "1048576"}},
+		{"MTU beyond the device's", func() ([]Port, error) { return NewVdev("net_af_packet8", "iface=lo", 1, Options{MTU: 9000}) }, []string{"rte_eth_dev_configure", "max frame size"}},
+		{"no such interface", func() ([]Port, error) { return NewVdev("net_af_packet8", "iface=nonesuch9", 1, Options{}) }, []string{"rte_eal_hotplug_add", "net_af_packet8"}},
 		{"no queue", func() ([]Port, error) { return NewVdev("net_null0", "", 0, Options{}) }, []string{"0 queues of net_null0"}},
 		{"more queues than it has", func() ([]Port, error) { return NewVdev("net_ring8", "", 40, Options{}) }, []string{"rte_eth_dev_configure", "net_ring8"}},
 		{"client without server", func() ([]Port, error) {

@@ -102,13 +102,18 @@ func (k *collect) OnClose(_ *netpoll.Conn, err error) { k.closed <- err }
 
 func startLoop(t *testing.T, pairs dpdk.Pairs) *netpoll.Loop {
 	t.Helper()
+	return startLoopOn(t, dpdk.NewEventLoop(pairs, rdma.EventLoopOptions{}))
+}
+
+func startLoopOn(t *testing.T, backend netpoll.Backend) *netpoll.Loop {
+	t.Helper()
 	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: 32 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l, err := netpoll.NewLoop(netpoll.Options{
 		Pool: hugepages.NewPool(arena), Idle: netpoll.Balanced(),
-		Backends: []netpoll.Backend{dpdk.NewEventLoop(pairs, rdma.EventLoopOptions{})},
+		Backends: []netpoll.Backend{backend},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -17,9 +17,6 @@ import (
 	"github.com/millrace/millrace/dpdk"
 )
 
-// maxQueues of one device.
-const maxQueues = 64
-
 // port is one queue of a device of libdpdk. c is C memory; everything else is set
 // once.
 type port struct {

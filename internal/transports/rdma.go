@@ -42,7 +42,7 @@ func newSoftRoCE(u *url.URL) (netpoll.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return deviceParam{rdma.NewEventLoop(softroce.NewFabric(local, softroce.Options{}), rdma.EventLoopOptions{}), "device"}, nil
+	return deviceParam{rdma.NewEventLoop(softroce.NewFabric(local, softroce.Options{}), rdma.EventLoopOptions{}), []string{"device"}}, nil
 }
 
 // verbsDevice is an RNIC or the kernel's Soft-RoCE, through libibverbs.
@@ -69,7 +69,7 @@ func verbsDevice(name string) Device {
 			if err != nil {
 				return nil, err
 			}
-			return deviceParam{rdma.NewEventLoop(fabric, rdma.EventLoopOptions{}), "device"}, nil
+			return deviceParam{rdma.NewEventLoop(fabric, rdma.EventLoopOptions{}), []string{"device"}}, nil
 		},
 	}
 }

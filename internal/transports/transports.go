@@ -33,6 +33,10 @@ type Transport struct {
 	Param string
 	// Devices lists what may carry it on this machine, the default first.
 	Devices func() []Device
+	// Other is a device that is not listed, by its name; nil: there are none.
+	Other func(name string) Device
+	// OtherNames says what Other takes, for people.
+	OtherNames string
 }
 
 // Device is one way to carry a transport.
@@ -99,6 +103,12 @@ func (t *Transport) Device(u *url.URL) (Device, error) {
 		}
 		names = append(names, d.Name)
 	}
+	if t.Other != nil {
+		if d := t.Other(want); d.Name != "" {
+			return d, nil
+		}
+		names = append(names, t.OtherNames)
+	}
 	return Device{}, fmt.Errorf("%s: no %s %q here: use %s", u, t.Param, want, strings.Join(names, ", "))
 }
 
@@ -159,18 +169,20 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 	return out, nil
 }
 
-// deviceParam drops the device from the addresses that reach a backend, which has
-// been made for it: the name is this end's own business, and the peer, which gets
-// the address, may use another kind of the same network.
+// deviceParam drops the parameters of the device from the addresses that reach a
+// backend, which has been made for it: they are this end's own business, and the
+// peer, which gets the address, may use another kind of the same network.
 type deviceParam struct {
 	netpoll.Backend
-	name string
+	names []string
 }
 
 func (d deviceParam) strip(u *url.URL) *url.URL {
 	v := *u
 	q := v.Query()
-	q.Del(d.name)
+	for _, name := range d.names {
+		q.Del(name)
+	}
 	v.RawQuery = q.Encode()
 	return &v
 }

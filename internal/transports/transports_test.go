@@ -34,7 +34,7 @@ func TestBackendsRefuse(t *testing.T) {
 		{[]string{"127.0.0.1:7000"}, "looks like tcp://"},
 		{[]string{"udp://127.0.0.1:7000"}, "use tcp, rdma, dpdk"},
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, SoftRoCEUDP},
-		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0"},
+		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0, a device of libdpdk"},
 		{[]string{"tcp://127.0.0.1:1", "rdma://127.0.0.1:7000?gid=1"}, `unknown parameter "gid"`},
 		{[]string{"dpdk://127.0.0.1:7000", "dpdk://127.0.0.1:7001?port=net_memif0"}, "share a device"},
 	} {
