@@ -37,7 +37,7 @@ func TestNoAllocations(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		in.Drain(now, 1<<20)
+		in.Drain(now)
 		b.Flush(now)
 		now++
 	}

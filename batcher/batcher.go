@@ -2,6 +2,7 @@ package batcher
 
 import (
 	"errors"
+	"math"
 	"time"
 
 	"github.com/millrace/millrace/hugepages"
@@ -44,6 +45,7 @@ type Batcher struct {
 	opts    Options
 	sink    Sink
 	builder *serialize.Builder
+	inbox   *Inbox   // in front of it, or nil
 	room    []func() // told when there is room after a refusal
 
 	open      *hugepages.Buf // where builder builds; nil between batches
@@ -65,6 +67,9 @@ type Batcher struct {
 	bytes    int // of keys, values and headers
 
 	now           int64
+	left          int64 // when the last batch left that was not full
+	barriers      []barrier
+	held          bool // the inbox holds records back until the link is not busy
 	stalled       bool // the sink answered ErrBackpressure
 	refused       bool // a record was refused for want of room
 	starved       bool // … because the pool had no buffer
@@ -74,6 +79,12 @@ type Batcher struct {
 	completing    bool // inside complete
 	failing       bool // Fail is completing what there was
 	telling       bool // inside tellRoom
+}
+
+// barrier is told when the batches before id have completed.
+type barrier struct {
+	id   uint64
+	done chan struct{}
 }
 
 type batch struct {
@@ -95,7 +106,7 @@ func New(o Options, sink Sink) (*Batcher, error) {
 		return nil, err
 	}
 	b := &Batcher{
-		opts: o, sink: sink, builder: builder, head: 1, sent: 1, tail: 1,
+		opts: o, sink: sink, builder: builder, head: 1, sent: 1, tail: 1, left: math.MinInt64 / 2,
 		// One more than MaxBatches, for the open batch when Fail closes it.
 		batches: make([]batch, o.MaxBatches+1), dones: make([]Completion, o.MaxQueuedRecords),
 	}
@@ -225,6 +236,15 @@ func (b *Batcher) send() {
 func (b *Batcher) Writable() {
 	b.stalled = false
 	b.send()
+	b.letGo()
+}
+
+// letGo makes the inbox look again at records that waited for the link.
+func (b *Batcher) letGo() {
+	if b.held && b.inFlight < b.opts.PartialInFlight && !b.stalled {
+		b.held = false
+		b.inbox.opts.Wake()
+	}
 }
 
 // Done answers a batch: its records complete with baseOffset, baseOffset+1 … or,
@@ -243,6 +263,7 @@ func (b *Batcher) settle(id uint64, baseOffset int64, err error) {
 	x.done, x.base, x.err = true, baseOffset, err
 	b.inFlight--
 	b.complete()
+	b.letGo()
 }
 
 // complete tells about the records of answered batches, in order.
@@ -270,7 +291,23 @@ func (b *Batcher) complete() {
 		}
 	}
 	b.completing, b.failing = false, false
+	for len(b.barriers) > 0 && b.barriers[0].id <= b.head {
+		close(b.barriers[0].done)
+		b.barriers = b.barriers[1:]
+	}
 	b.tellRoom()
+}
+
+// barrier closes done when all that was appended so far has completed, and sends
+// the open batch without waiting for anything.
+func (b *Batcher) barrier(done chan struct{}) {
+	if b.open != nil && b.builder.Len() > 0 && !b.closeOpen() {
+		b.barriers = append(b.barriers, barrier{b.tail + 1, done})
+		return
+	}
+	b.barriers = append(b.barriers, barrier{b.tail, done})
+	b.send()
+	b.complete()
 }
 
 // tellRoom ends a refusal if there is room again.
@@ -304,23 +341,44 @@ func (b *Batcher) Flush(now int64) {
 		if !b.openTimed {
 			b.opened, b.openTimed = now, true
 		}
-		if b.due() && b.closeOpen() {
+		if (b.due(b.opened) || b.builder.Len() == b.opts.MaxBatchRecords || b.urged()) && b.closeOpen() {
+			b.left = now
 			b.send()
 		}
 	}
 	b.tellRoom()
 }
 
-// due says whether the open batch leaves now though it is not full. While the
-// sink takes nothing it does better to grow.
-func (b *Batcher) due() bool {
+// due says whether a batch that is not full leaves now, the records of which were
+// first seen at opened. While the sink takes nothing it does better to grow.
+func (b *Batcher) due(opened int64) bool {
 	if b.stalled {
 		return false
 	}
-	age := b.now - b.opened
-	return b.closing || b.builder.Len() == b.opts.MaxBatchRecords ||
-		b.inFlight < b.opts.PartialInFlight && age >= int64(b.opts.Linger) ||
-		b.opts.MaxDelay > 0 && age >= int64(b.opts.MaxDelay)
+	at, ok := b.dueAt(opened)
+	return b.closing || ok && b.now >= at
+}
+
+// dueAt is when it leaves as things are; not ok: when the link is not busy any
+// more.
+func (b *Batcher) dueAt(opened int64) (at int64, ok bool) {
+	o := &b.opts
+	switch {
+	case b.stalled:
+		return 0, false
+	case b.inFlight < o.PartialInFlight:
+		at = opened + int64(o.Linger)
+	case o.MaxDelay > 0:
+		at = opened + int64(o.MaxDelay)
+	default:
+		return 0, false
+	}
+	return max(at, b.left+int64(o.MinInterval)), true
+}
+
+// urged says that somebody waits for the open batch.
+func (b *Batcher) urged() bool {
+	return len(b.barriers) > 0 && b.barriers[len(b.barriers)-1].id > b.tail && !b.stalled
 }
 
 // NextDeadline is the time at which Flush must be called even if nothing
@@ -338,11 +396,9 @@ func (b *Batcher) NextDeadline() int64 {
 	if b.starved {
 		until(b.now + starvedRetryNanos)
 	}
-	if b.open != nil && b.builder.Len() > 0 && b.openTimed && !b.stalled && int(b.tail-b.head) < b.opts.MaxBatches {
-		if b.inFlight < b.opts.PartialInFlight {
-			until(b.opened + int64(b.opts.Linger))
-		} else if b.opts.MaxDelay > 0 {
-			until(b.opened + int64(b.opts.MaxDelay))
+	if b.open != nil && b.builder.Len() > 0 && b.openTimed && int(b.tail-b.head) < b.opts.MaxBatches {
+		if at, ok := b.dueAt(b.opened); ok {
+			until(at)
 		}
 	}
 	return next
@@ -373,6 +429,7 @@ func (b *Batcher) Fail(err error) {
 	b.sent, b.inFlight, b.stalled = b.tail, 0, false
 	b.failing = true
 	b.complete()
+	b.letGo()
 }
 
 func (b *Batcher) dropOpen() {

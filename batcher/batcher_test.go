@@ -117,6 +117,37 @@ func TestMaxDelay(t *testing.T) {
 	r.sink.answer(0, nil)
 }
 
+// A limit of the frequency: the first leaves at once, the others not sooner than
+// that after the one before, unless they are full.
+func TestMinInterval(t *testing.T) {
+	r := newRig(t, Options{MinInterval: 1000, MaxBatchRecords: 10, PartialInFlight: 8})
+	flush := func(now int64, deadline int64) {
+		t.Helper()
+		r.b.Flush(now)
+		if at := r.b.NextDeadline(); at != deadline {
+			t.Fatalf("deadline %d at %d, want %d", at, now, deadline)
+		}
+	}
+	r.adds(1, 8)
+	flush(100, 0)
+	r.want("[1]")
+	r.adds(1, 8)
+	flush(101, 1100)
+	r.adds(2, 8)
+	flush(1099, 1100)
+	r.want("[1]")
+	flush(1100, 0)
+	r.want("[1 3]")
+	r.adds(12, 8) // full
+	flush(1200, 2100)
+	r.want("[1 3 10]")
+	r.b.Close(5000)
+	r.want("[1 3 10 2]")
+	for len(r.sink.batches) > 0 {
+		r.sink.answer(0, nil)
+	}
+}
+
 func TestSinkBackpressure(t *testing.T) {
 	r := newRig(t, Options{MaxBatchRecords: 4})
 	r.sink.refuse = ErrBackpressure
@@ -455,6 +486,7 @@ func TestBadOptions(t *testing.T) {
 		{Options{Pool: pool, MaxQueuedBytes: 1000}, "MaxQueuedBytes 1000"},
 		{Options{Pool: pool, MaxQueuedRecords: 10}, "MaxQueuedRecords 10"},
 		{Options{Pool: pool, Linger: -1}, "Linger"},
+		{Options{Pool: pool, MinInterval: -1}, "MinInterval"},
 		{Options{Pool: pool, Linger: 2, MaxDelay: 1}, "MaxDelay 1ns is less than Linger 2ns"},
 	} {
 		if _, err := New(tc.o, nil); err == nil || !strings.Contains(err.Error(), tc.text) {

@@ -5,10 +5,10 @@ import (
 	"github.com/millrace/millrace/serialize"
 )
 
-// maxRowBytes is what one record can take in the columns at their widest: value,
-// key and header lengths of 4 bytes, a timestamp of 8, attributes of 1; and a
-// checkpoint of 4 for every 32 records, rounded up.
-const maxRowBytes = 4 + 4 + 4 + 8 + 1 + 1
+// columnBytes is the most that the columns of n records can take: value, key and
+// header lengths of 4 bytes, a timestamp of 8 and attributes of 1 for each, and
+// what there is for each block of 32.
+func columnBytes(n int) int { return n*(4+4+4+8+1+1) + 64 }
 
 // Reserve makes sure that the next records records, with together bytes bytes of
 // keys, values and headers, can be appended and share one batch, so that their
@@ -20,7 +20,7 @@ func (b *Batcher) Reserve(records, bytes int) error {
 		switch {
 		case b.closing:
 			return ErrClosed
-		case records > b.opts.MaxBatchRecords || serialize.HeaderBytes+bytes+records*maxRowBytes > b.opts.MaxBatchBytes:
+		case records > b.opts.MaxBatchRecords || serialize.HeaderBytes+bytes+columnBytes(records) > b.opts.MaxBatchBytes:
 			return serialize.ErrRecordTooLarge
 		case b.records+records > len(b.dones) || bytes > b.opts.MaxQueuedBytes-b.bytes || b.failing:
 			b.refused = true
@@ -32,7 +32,7 @@ func (b *Batcher) Reserve(records, bytes int) error {
 			}
 		}
 		n := b.builder.Len()
-		size := serialize.HeaderBytes + b.builder.PayloadBytes() + bytes + (n+records)*maxRowBytes
+		size := serialize.HeaderBytes + b.builder.PayloadBytes() + bytes + columnBytes(n+records)
 		if n+records <= b.opts.MaxBatchRecords && size <= b.opts.MaxBatchBytes {
 			return nil
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -106,7 +107,7 @@ func (l *testLoop) run() {
 	defer close(l.idle)
 	for now := int64(1); ; now++ {
 		l.sink.poll()
-		l.in.Drain(now, 200)
+		l.in.Drain(now)
 		l.b.Flush(now)
 		if l.in.closing && l.in.Idle() && len(l.sink.flight) == 0 {
 			return
@@ -118,6 +119,11 @@ func (l *testLoop) run() {
 			case <-l.wake:
 			default:
 			}
+			continue
+		}
+		if at := l.in.NextDeadline(); at > now && at < now+int64(time.Minute) {
+			time.Sleep(10 * time.Microsecond)
+			now = at - 1
 			continue
 		}
 		select { // asleep: nothing but a wake-up brings it back
@@ -267,6 +273,36 @@ func TestInboxCloseUnderFire(t *testing.T) {
 	}
 }
 
+// The columns of no batch take more than the room that is kept for them.
+func TestColumnBytes(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 9))
+	for n := 1; n < 300; n += 1 + n/10 {
+		b, err := serialize.NewBuilder(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload := n*4 + 3<<16
+		b.Reset(make([]byte, serialize.HeaderBytes+payload+columnBytes(n)))
+		for i := range n {
+			r := serialize.Record{Timestamp: rng.Int64() - rng.Int64(), Key: make([]byte, rng.IntN(2)), Headers: make([]byte, rng.IntN(2))}
+			if i > 0 {
+				r.Value = make([]byte, rng.IntN(2))
+			} else { // lengths as wide as this payload allows
+				r.Key, r.Value, r.Headers = make([]byte, 1<<16), make([]byte, 1<<16), make([]byte, 1<<16)
+			}
+			if rng.IntN(3) == 0 {
+				r.Key = nil
+			}
+			if err := b.Append(&r); err != nil {
+				t.Fatalf("record %d of %d: %v", i, n, err)
+			}
+		}
+		if b.Finish() == nil {
+			t.Fatal("no batch")
+		}
+	}
+}
+
 // handRig is an inbox driven by hand, on one goroutine.
 func handRig(t *testing.T, o Options) (*rig, *Inbox, *int) {
 	r := newRig(t, o)
@@ -279,7 +315,7 @@ func handRig(t *testing.T, o Options) (*rig, *Inbox, *int) {
 }
 
 func TestInboxWakesOncePerBurst(t *testing.T) {
-	r, in, wakes := handRig(t, Options{})
+	r, in, wakes := handRig(t, Options{PartialInFlight: 1})
 	p, err := in.Producer(r.led)
 	if err != nil {
 		t.Fatal(err)
@@ -297,22 +333,256 @@ func TestInboxWakesOncePerBurst(t *testing.T) {
 	if *wakes != 1 {
 		t.Fatalf("%d wake-ups for a burst", *wakes)
 	}
-	if n := in.Drain(1, 64); n != 64 || *wakes != 2 {
-		t.Fatalf("drained %d within budget, %d wake-ups; want another for the rest", n, *wakes)
+	if n := in.Drain(1); n != 100 {
+		t.Fatalf("drained %d", n)
 	}
-	if n := in.Drain(1, 1000); n != 36 || *wakes != 2 {
-		t.Fatalf("drained %d, %d wake-ups", n, *wakes)
-	}
-	r.b.Flush(1)
 	r.want("[100]")
 	burst(1)
-	if *wakes != 3 {
+	if *wakes != 2 {
 		t.Fatalf("%d wake-ups, want one for the next burst", *wakes)
 	}
-	in.Drain(1, 10)
-	r.b.Flush(1)
+	if n := in.Drain(1); n != 0 {
+		t.Fatalf("drained %d while the link is busy", n)
+	}
+	burst(10)
+	if *wakes != 2 {
+		t.Fatalf("%d wake-ups, want none while the link is busy", *wakes)
+	}
+	r.sink.answer(0, nil)
+	if *wakes != 3 {
+		t.Fatalf("%d wake-ups, want one with the answer", *wakes)
+	}
+	if n := in.Drain(1); n != 11 {
+		t.Fatalf("drained %d", n)
+	}
+	burst(2048 + 5)
+	before := *wakes
+	if before == 3 {
+		t.Fatal("not woken for a full batch")
+	}
+	if n := in.Drain(2); n != 2048 {
+		t.Fatalf("drained %d, want the full batch though the link is busy", n)
+	}
 	r.sink.answer(0, nil)
 	r.sink.answer(0, nil)
+	in.Drain(3)
+	r.want("[100 11 2048 5]")
+	r.sink.answer(0, nil)
+}
+
+// Records of several producers and of the batcher's own goroutine keep their order
+// and share batches.
+func TestInboxKeepsTheOrderOfTheLoop(t *testing.T) {
+	r, in, _ := handRig(t, Options{})
+	p, err := in.Producer(r.led)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage := func() {
+		if err := p.Append(&serialize.Record{Value: []byte("from outside")}, r.taken); err != nil {
+			t.Fatal(err)
+		}
+		r.taken++
+	}
+	stage()
+	if !in.Seal(1) {
+		t.Fatal("not taken")
+	}
+	r.adds(2, 8)
+	stage()
+	if !in.Seal(1) {
+		t.Fatal("not taken")
+	}
+	r.want("[1 2 1]")
+	for len(r.sink.batches) > 0 {
+		r.sink.answer(0, nil)
+	}
+	if r.led.ok != 4 || !in.Idle() {
+		t.Errorf("%d completed, idle %v", r.led.ok, in.Idle())
+	}
+}
+
+func TestInboxTimes(t *testing.T) {
+	r, in, _ := handRig(t, Options{Linger: 100, MaxDelay: 300, PartialInFlight: 1})
+	p, err := in.Producer(r.led)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(now, deadline int64, sizes string) {
+		t.Helper()
+		in.Drain(now)
+		r.b.Flush(now)
+		r.want(sizes)
+		if got := in.NextDeadline(); got != deadline {
+			t.Fatalf("deadline %d at %d, want %d", got, now, deadline)
+		}
+	}
+	stage := func() {
+		if err := p.Append(&serialize.Record{Value: []byte("01234567")}, r.taken); err != nil {
+			t.Fatal(err)
+		}
+		r.taken++
+	}
+	stage()
+	at(10, 110, "[]")
+	at(109, 110, "[]")
+	at(110, 0, "[1]")
+	stage()
+	at(120, 420, "[1]") // busy
+	r.sink.answer(0, nil)
+	at(130, 220, "[1]")
+	at(220, 0, "[1 1]")
+	stage()
+	at(230, 530, "[1 1]")
+	at(530, 0, "[1 1 1]")
+	r.sink.answer(0, nil)
+	r.sink.answer(0, nil)
+}
+
+// Flush waits for what was appended before, not for what others append after, and
+// not for the limits of time.
+func TestProducerFlush(t *testing.T) {
+	l := startTestLoop(t, Options{MaxBatchBytes: 4096, Linger: time.Hour}, InboxOptions{}, 1)
+	box := &mailbox{t: t}
+	p, err := l.in.Producer(box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := l.in.Producer(&mailbox{t: t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for k := uint64(0); ; {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if other.Append(&serialize.Record{Value: []byte("more and more")}, k) == nil {
+				k++
+			} else if err := other.Wait(context.Background()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	token := uint64(0)
+	for round := range 50 {
+		for range round {
+			for p.Append(&serialize.Record{Value: []byte("flushed")}, token) != nil {
+				if err := p.Wait(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			token++
+		}
+		if err := p.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n := box.done.Load(); n != token {
+			t.Fatalf("%d of %d completed after Flush", n, token)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Flush(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	l.close(t)
+}
+
+// While a greedy producer never pauses, the others get their records through.
+func TestInboxIsFair(t *testing.T) {
+	l := startTestLoop(t, Options{MaxBatchBytes: 2048, MaxBatchRecords: 200, MaxBatches: 2}, InboxOptions{Stages: 2}, 1)
+	greedy, err := l.in.Producer(&mailbox{t: t})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for k := uint64(0); ; { // never waits
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if greedy.Append(&serialize.Record{Value: []byte("x")}, k) == nil {
+				k++
+			} else {
+				runtime.Gosched()
+			}
+		}
+	})
+	var modest sync.WaitGroup
+	for range 3 {
+		p, err := l.in.Producer(&mailbox{t: t})
+		if err != nil {
+			t.Fatal(err)
+		}
+		modest.Go(func() {
+			for k := range uint64(500) {
+				for p.Append(&serialize.Record{Value: []byte("modest")}, k) != nil {
+					if err := p.Wait(context.Background()); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	modest.Wait() // or the test does not end
+	close(stop)
+	wg.Wait()
+	l.close(t)
+}
+
+// Without memory for a batch producers are told ErrFull, and go on when there is
+// some.
+func TestInboxWithoutMemory(t *testing.T) {
+	pool := newPool(t, 1<<20)
+	l := startTestLoop(t, Options{Pool: pool}, InboxOptions{}, 1)
+	var hog []*hugepages.Buf
+	for {
+		b, err := pool.Get(128<<10, hugepages.Other)
+		if err != nil {
+			break
+		}
+		hog = append(hog, b)
+	}
+	box := &mailbox{t: t}
+	p, err := l.in.Producer(box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := &serialize.Record{Value: []byte("0123456789")}
+	if err := p.Append(rec, 0); !errors.Is(err, ErrFull) {
+		t.Fatalf("got %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := p.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v", err)
+	}
+	go func() {
+		for _, b := range hog {
+			b.Release()
+		}
+	}()
+	for p.Append(rec, 0) != nil {
+		if err := p.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Flush(t.Context()); err != nil || box.done.Load() != 1 {
+		t.Errorf("%d completed, %v", box.done.Load(), err)
+	}
+	l.close(t)
 }
 
 func TestInboxBackpressureReachesTheProducer(t *testing.T) {
@@ -330,7 +600,7 @@ func TestInboxBackpressureReachesTheProducer(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		in.Drain(1, 1000)
+		in.Drain(1)
 		r.b.Flush(1)
 		if taken > 1000 {
 			t.Fatal("never full")
@@ -345,13 +615,12 @@ func TestInboxBackpressureReachesTheProducer(t *testing.T) {
 	r.b.Writable()
 	for r.led.next < taken {
 		before := *wakes
-		r.b.Flush(1)
 		if len(r.sink.batches) == 0 {
 			t.Fatalf("%d of %d completed and nothing in flight", r.led.next, taken)
 		}
 		r.sink.answer(0, nil)
 		if *wakes > before {
-			in.Drain(1, 1000)
+			in.Drain(1)
 		}
 	}
 	if err := p.Wait(t.Context()); err != nil {
@@ -370,18 +639,18 @@ func TestInboxCloseDeadline(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	in.Drain(1, 1000) // what fits
+	in.Drain(1) // what fits
 	r.b.Flush(1)
 	in.Close(50)
 	if in.Idle() || in.NextDeadline() != 50 {
 		t.Fatalf("idle %v, deadline %d", in.Idle(), in.NextDeadline())
 	}
-	in.Drain(2, 1000)
+	in.Drain(2)
 	r.b.Flush(2)
 	if r.led.next != 0 {
 		t.Fatalf("%d completed", r.led.next)
 	}
-	in.Drain(50, 1000)
+	in.Drain(50)
 	r.b.Flush(50)
 	if r.led.failed[ErrCloseTimeout] != 15 || !in.Idle() || in.NextDeadline() != 0 {
 		t.Errorf("%v, idle %v, deadline %d", r.led.failed, in.Idle(), in.NextDeadline())
@@ -405,11 +674,11 @@ func TestBatcherClosedUnderTheInbox(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i == 4 {
-			in.Drain(1, 100)
+			in.Drain(1)
 			r.b.Close(1000)
 		}
 	}
-	in.Drain(2, 100)
+	in.Drain(2)
 	if r.led.next != 0 {
 		t.Fatalf("%d completed before those in flight", r.led.next)
 	}
@@ -418,13 +687,13 @@ func TestBatcherClosedUnderTheInbox(t *testing.T) {
 	if *wakes == before {
 		t.Fatal("not woken when the queued records completed")
 	}
-	in.Drain(3, 100)
+	in.Drain(3)
 	if r.led.ok != 5 || r.led.failed[ErrClosed] != 5 || !in.Idle() {
 		t.Errorf("%d completed, %v failed, idle %v", r.led.ok, r.led.failed, in.Idle())
 	}
 }
 
-// Records pass the ring as they are, whatever their parts, across its end.
+// Records pass the inbox as they are, whatever their parts and sizes.
 func TestProducerCarriesRecords(t *testing.T) {
 	r, in, _ := handRig(t, Options{MaxBatchBytes: 4096})
 	p, err := in.Producer(r.led)
@@ -446,7 +715,7 @@ func TestProducerCarriesRecords(t *testing.T) {
 		if err := p.Append(&rec, i); err != nil {
 			t.Fatal(err)
 		}
-		in.Drain(1, 10)
+		in.Drain(1)
 		r.b.Flush(1)
 		batch, err := serialize.Open(r.sink.batches[0].buf.Bytes())
 		if err != nil {
@@ -456,6 +725,15 @@ func TestProducerCarriesRecords(t *testing.T) {
 		if !bytes.Equal(got.Key, rec.Key) || !bytes.Equal(got.Value, rec.Value) || !bytes.Equal(got.Headers, rec.Headers) || got.Timestamp != rec.Timestamp ||
 			(got.Key == nil) != (rec.Key == nil) || (got.Value == nil) != (rec.Value == nil) {
 			t.Fatalf("record %d: %+v, want %+v", i, got, rec)
+		}
+		r.sink.answer(0, nil)
+	}
+	for i, n := range []int{4096 - serialize.HeaderBytes, 4095 - serialize.HeaderBytes, 4096 - serialize.HeaderBytes - 10} { // alone in its batch
+		if err := p.Append(&serialize.Record{Value: make([]byte, n)}, uint64(3000+i)); err != nil {
+			t.Fatal(err)
+		}
+		if !in.Seal(1) {
+			t.Fatalf("a record of %d bytes was not taken", n)
 		}
 		r.sink.answer(0, nil)
 	}
@@ -472,8 +750,8 @@ func TestInboxOptions(t *testing.T) {
 		text string
 	}{
 		{InboxOptions{}, "Wake is missing"},
-		{InboxOptions{Wake: wake, StagingBytes: 1000}, "StagingBytes 1000"},
-		{InboxOptions{Wake: wake, StagingBytes: 1 << 40}, "at most"},
+		{InboxOptions{Wake: wake, Stages: 1}, "Stages 1"},
+		{InboxOptions{Wake: wake, Stages: 1 << 20}, "Stages 1048576"},
 		{InboxOptions{Wake: wake, MaxProducers: -1}, "MaxProducers -1"},
 	} {
 		if _, err := NewInbox(r.b, tc.o); err == nil || !strings.Contains(err.Error(), tc.text) {
@@ -493,7 +771,7 @@ func TestInboxOptions(t *testing.T) {
 	}
 	p.Close()
 	p.Close()
-	in.Drain(1, 10)
+	in.Drain(1)
 	if _, err := in.Producer(r.led); err != nil {
 		t.Errorf("a producer in the place of a closed one: %v", err)
 	}

@@ -217,6 +217,9 @@ func runModel(t *testing.T, seed uint64) {
 		o.MaxDelay = 200_000
 	}
 	if rng.IntN(3) == 0 {
+		o.MinInterval = 70_000
+	}
+	if rng.IntN(3) == 0 {
 		o.Pool = newPool(t, 32<<10) // exhausted now and then
 	}
 	writable := 0

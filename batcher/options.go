@@ -13,7 +13,8 @@ import (
 type Options struct {
 	// Pool supplies the batches' buffers, MaxBatchBytes each, taken for
 	// hugepages.Batch. A batcher holds one while records are gathered and one for
-	// each batch that waits for the sink: at most MaxBatches+1. Required.
+	// each batch that waits for the sink: at most MaxBatches+1, and with an Inbox its
+	// Stages besides. Required.
 	Pool *hugepages.Pool
 	// MaxBatchBytes closes a batch when the next record would make it larger, its
 	// header and columns included. It bounds a record too: one of MaxBatchBytes-64
@@ -34,6 +35,11 @@ type Options struct {
 	// busy, counted like Linger; then it leaves all the same. It is for links whose
 	// answers take long, and at least Linger. Default 0: no limit.
 	MaxDelay time.Duration
+	// MinInterval is the least time between two batches that are not full: a limit of
+	// their frequency, for links and peers to which each request is dear. The first
+	// after a pause leaves at once. It holds over Linger and MaxDelay; full batches,
+	// Flush and Close do not wait for it. Default 0: no limit.
+	MinInterval time.Duration
 	// MaxQueuedBytes and MaxQueuedRecords bound what is appended and not completed
 	// yet; beyond, Append answers ErrFull. Bytes are those of keys, values and
 	// headers. MaxQueuedBytes is at least MaxBatchBytes, MaxQueuedRecords at least
@@ -97,8 +103,8 @@ func (o *Options) complete() error {
 		return fmt.Errorf("batcher: MaxQueuedBytes %d, want at least MaxBatchBytes (%d)", o.MaxQueuedBytes, o.MaxBatchBytes)
 	case o.MaxQueuedRecords < o.MaxBatchRecords:
 		return fmt.Errorf("batcher: MaxQueuedRecords %d, want at least MaxBatchRecords (%d)", o.MaxQueuedRecords, o.MaxBatchRecords)
-	case o.Linger < 0 || o.MaxDelay < 0:
-		return fmt.Errorf("batcher: Linger %v and MaxDelay %v must not be negative", o.Linger, o.MaxDelay)
+	case o.Linger < 0 || o.MaxDelay < 0 || o.MinInterval < 0:
+		return fmt.Errorf("batcher: Linger %v, MaxDelay %v and MinInterval %v must not be negative", o.Linger, o.MaxDelay, o.MinInterval)
 	case o.MaxDelay != 0 && o.MaxDelay < o.Linger:
 		return fmt.Errorf("batcher: MaxDelay %v is less than Linger %v", o.MaxDelay, o.Linger)
 	}

@@ -53,9 +53,6 @@ type Client struct {
 	closing atomic.Bool
 }
 
-// drainBudget is how many staged records go to the aggregators in one duty cycle.
-const drainBudget = 4096
-
 // Connect connects to a broker or proxy and waits until both ends agreed on the
 // protocol. The caller owes a Close.
 func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
@@ -107,7 +104,7 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 // cycleEnd gathers what the producers staged, and sends it.
 func (c *Client) cycleEnd(now int64) (deadline int64) {
 	for _, la := range c.link.order {
-		if la.inbox != nil && la.inbox.Drain(now, drainBudget) > 0 {
+		if la.inbox != nil && la.inbox.Drain(now) > 0 {
 			c.link.touched = true
 		}
 	}
@@ -243,7 +240,7 @@ func (c *Client) idle() bool {
 type Producer struct {
 	client *Client
 	lane   *lane
-	ring   *batcher.Producer
+	in     *batcher.Producer
 	to     batcher.Completer
 	closed bool
 }
@@ -268,7 +265,7 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 				return err
 			}
 		}
-		p.ring, err = p.lane.inbox.Producer(to)
+		p.in, err = p.lane.inbox.Producer(to)
 		if errors.Is(err, batcher.ErrFull) { // which means "not now" to handOver
 			err = fmt.Errorf("broker: topic %s: %d producers are open: close some, or share them", topic, p.lane.inbox.Producers())
 		}
@@ -281,7 +278,7 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 }
 
 // Append takes a copy of r; the producer's Completer is told with token what
-// became of it. It blocks while the producer's ring is full. On error nothing was
+// became of it. It blocks while the aggregator is full. On error nothing was
 // taken: ctx's, ErrClosed, ErrValueTooLarge, or for a record that is too large to
 // be aggregated and goes on its own, what it was refused with.
 func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64) error {
@@ -289,12 +286,12 @@ func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64
 		if p.closed {
 			return ErrClosed
 		}
-		err := p.ring.Append(r, token)
+		err := p.in.Append(r, token)
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, batcher.ErrFull):
-			err = p.ring.Wait(ctx)
+			err = p.in.Wait(ctx)
 		case errors.Is(err, serialize.ErrRecordTooLarge):
 			if err = p.appendLarge(ctx, r, token); err == nil {
 				return nil
@@ -316,8 +313,7 @@ func (p *Producer) appendLarge(ctx context.Context, r *serialize.Record, token u
 		if p.client.closing.Load() {
 			return ErrClosed
 		}
-		p.lane.inbox.Drain(p.client.host.loop.Now(), drainBudget)
-		if p.ring.Staged() {
+		if !p.lane.inbox.Seal(p.client.host.loop.Now()) {
 			return batcher.ErrFull
 		}
 		return p.lane.append(r, batcher.Completion{To: p.to, Token: token})
@@ -328,7 +324,7 @@ func (p *Producer) appendLarge(ctx context.Context, r *serialize.Record, token u
 // completed.
 func (p *Producer) Close() {
 	p.closed = true
-	p.ring.Close()
+	p.in.Close()
 }
 
 // Produce stores one record and waits for its acknowledgement. If ctx ends first

@@ -52,7 +52,7 @@ func (l *link) lane(topic string) (*lane, error) {
 // dropIdleLane drops the oldest lane that nobody uses.
 func (l *link) dropIdleLane() {
 	for i, la := range l.order {
-		if (la.inbox == nil || la.inbox.Producers() == 0) && la.batcher.Pending() == 0 {
+		if (la.inbox == nil || la.inbox.Producers() == 0 && la.inbox.Idle()) && la.batcher.Pending() == 0 {
 			la.batcher.Close(0)
 			delete(l.lanes, la.topic)
 			l.order = slices.Delete(l.order, i, i+1)
