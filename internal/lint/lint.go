@@ -19,8 +19,9 @@ import (
 // itself and everything in it. A package outside every room is an error, so that
 // a new one gets its place here.
 var Rooms = map[string][]string{
-	"internal/lint/...": {"internal/lint/..."},
-	"internal/docbytes": {},
+	"internal/lint/...":  {"internal/lint/..."},
+	"internal/docbytes":  {},
+	"internal/rtnetlink": {},
 
 	"hugepages":            {},
 	"serialize/...":        {"hugepages"},
@@ -31,7 +32,7 @@ var Rooms = map[string][]string{
 	"rdma/roce/...":        {"rdma/roce/..."},
 	"rdma/devicetest":      {"hugepages", "rdma"},
 	"rdma/verbs":           {"hugepages", "rdma"},
-	"rdma/softroce":        {"hugepages", "rdma", "rdma/roce"},
+	"rdma/softroce":        {"hugepages", "rdma", "rdma/roce", "internal/rtnetlink"},
 	"dpdk":                 {"hugepages", "netpoll", "rdma", "rdma/roce", "rdma/softroce"},
 	"dpdk/porttest":        {"hugepages", "netpoll", "rdma", "dpdk"},
 	"dpdk/eal":             {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},

@@ -34,32 +34,26 @@ func TestTrainRules(t *testing.T) {
 		{"two destinations", []*Path{px, px, py}, []int{100, 100, 100}, 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := mmsgSocket{trains: true}
 			frames := make([]Frame, len(c.lens))
 			for i := range frames {
 				frames[i] = Frame{Len: c.lens[i], Path: c.paths[i]}
 			}
-			if got := s.train(frames); got != c.want {
+			if got := trainLength(frames, sameUDPPath); got != c.want {
 				t.Errorf("train of %d, want %d", got, c.want)
-			}
-			s.trains = false
-			if got := s.train(frames); got != 1 {
-				t.Errorf("train of %d without the kernel's help", got)
 			}
 		})
 	}
-	s := mmsgSocket{trains: true}
 	many := make([]Frame, 200)
 	for i := range many {
 		many[i] = Frame{Len: 20, Path: px}
 	}
-	if got := s.train(many); got != roce.MaxSegments {
+	if got := trainLength(many, sameUDPPath); got != roce.MaxSegments {
 		t.Errorf("train of %d short packets, want %d", got, roce.MaxSegments)
 	}
 	for i := range many {
 		many[i].Len = 4116
 	}
-	if got := s.train(many); got != maxTrain/4116 {
+	if got := trainLength(many, sameUDPPath); got != maxTrain/4116 {
 		t.Errorf("train of %d long packets, want %d", got, maxTrain/4116)
 	}
 }

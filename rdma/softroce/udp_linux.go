@@ -34,9 +34,7 @@ type UDPLink struct {
 	mtu  int // of the interface
 	rcv  int // receive buffer as granted, bytes
 
-	frames [burst * frameBytes]byte // to transmit
-	free   [burst]uint16            // of them, those that are not out
-	nfree  int
+	tx txPool
 
 	txErrors uint64
 	txErr    error
@@ -87,10 +85,7 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	}
 	l.sock.zone = zone
 	l.sock.init(fd, ip.Is6(), trains)
-	for i := range l.free {
-		l.free[i] = uint16(len(l.free) - 1 - i)
-	}
-	l.nfree = len(l.free)
+	l.tx = newTxPool(0, l.attr.MTU)
 	return l, nil
 }
 
@@ -236,25 +231,10 @@ func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
 }
 
 // TxAlloc implements Link.
-func (l *UDPLink) TxAlloc(frames []Frame) int {
-	n := min(len(frames), l.nfree)
-	for i := range frames[:n] {
-		l.nfree--
-		at := int(l.free[l.nfree])
-		frames[i].Data = l.frames[at*frameBytes:][:l.attr.MTU:l.attr.MTU]
-		frames[i].Len = 0
-		frames[i].Handle = uint64(at)
-	}
-	return n
-}
+func (l *UDPLink) TxAlloc(frames []Frame) int { return l.tx.alloc(frames) }
 
 // TxFree implements Link.
-func (l *UDPLink) TxFree(frames []Frame) {
-	for i := range frames {
-		l.free[l.nfree] = uint16(frames[i].Handle)
-		l.nfree++
-	}
-}
+func (l *UDPLink) TxFree(frames []Frame) { l.tx.give(frames) }
 
 // Tx implements Link: one system call for a burst. The kernel copies, so the frames
 // are free again at the return.
@@ -275,7 +255,7 @@ func (l *UDPLink) Tx(frames []Frame) int {
 			sent += refused
 		}
 	}
-	l.TxFree(frames[:sent])
+	l.tx.give(frames[:sent])
 	return sent
 }
 
