@@ -59,10 +59,14 @@ const (
 	// probeEvery is how many gaps a loop that does not spin lets pass until it
 	// spins for probeGaps of them, or for two in vain, each twice as long as a
 	// wake-up. Two balanced loops that answer each other would otherwise sleep for
-	// ever: each sees the other's wake-up in its gaps. The first half of a probe
-	// makes the other end spin, and the second half this one.
+	// ever: each sees the other's wake-up in its gaps. The first few gaps of a probe
+	// make the other end probe too, and then both find out.
 	probeEvery = 2048
 	probeGaps  = 16
+	// hintsWorth is how many gaps in succession that may be a peer's prompt answers
+	// bring the next probe forward.
+	hintsWorth    = 4
+	firstPatience = 16
 	// gulpWorth is how much work must be expected of a gulp.
 	gulpWorth = 2
 )
@@ -92,9 +96,13 @@ type idler struct {
 	calm   int   // gaps since the last probe
 	probe  int   // gaps of a probe that are left
 	vain   int   // of this probe, those whose spin found nothing
-	pace   int64 // time per unit of work, averaged
-	began  int64 // start of the last busy cycle
-	napped bool  // and the sleep after it was taken
+	hints  int   // successive gaps that look like a peer's prompt answers
+	// patience is how many gaps must pass between probes for such hints; it doubles
+	// with each, until one was right.
+	patience int
+	pace     int64 // time per unit of work, averaged
+	began    int64 // start of the last busy cycle
+	napped   bool  // and the sleep after it was taken
 }
 
 func newIdler(p IdlePolicy) idler {
@@ -115,22 +123,7 @@ func (i *idler) limit() int64 {
 // gap begins at end.
 func (i *idler) worked(work int, start, end int64) {
 	if i.policy.Adaptive {
-		gap := start - i.since
-		if i.slept {
-			gap -= i.wake // what it would have been without sleep
-		}
-		if i.slept && i.probe > 0 {
-			if i.vain++; i.vain == 2 {
-				i.probe = 0
-			}
-		}
-		limit, sample := i.limit(), int64(0)
-		if gap = max(0, gap); gap <= limit {
-			sample = i.wake - gap
-		} else {
-			sample = -limit
-		}
-		i.gain += (sample - i.gain) / 8
+		i.learnGap(start - i.since)
 	}
 	if i.policy.Gulp > 0 {
 		// A pause longer than any gulp says nothing that a gulp's worth does not.
@@ -141,6 +134,40 @@ func (i *idler) worked(work int, start, end int64) {
 	i.begin(end)
 }
 
+// learnGap judges the gap that ends: would a spin have paid?
+//
+// After a sleep that is not plain to see. A peer that answers would have answered a
+// wake-up sooner had this end not slept; one that sends by the clock would not. So
+// a gap that may have been either is not counted; if it speaks for a peer that
+// answers at once, a probe finds out.
+func (i *idler) learnGap(gap int64) {
+	limit := i.limit()
+	vain := i.slept && i.spin >= limit
+	if vain && i.probe > 0 {
+		if i.vain++; i.vain == 2 {
+			i.probe = 0
+		}
+	}
+	sample := -limit
+	switch {
+	case gap <= limit && !vain:
+		sample = i.wake - gap
+	case !i.slept || vain || gap-i.wake > limit:
+	default:
+		if gap-i.wake > limit/2 {
+			i.hints = 0
+		} else if i.hints++; i.hints >= hintsWorth && i.calm >= i.patience {
+			i.patience = min(2*i.patience, probeEvery)
+			i.startProbe()
+		}
+		return
+	}
+	i.hints = 0
+	i.gain += (sample - i.gain) / 8
+}
+
+func (i *idler) startProbe() { i.calm, i.hints, i.vain, i.probe = 0, 0, 0, probeGaps }
+
 func (i *idler) begin(now int64) {
 	i.since, i.slept = now, false
 	i.spin = i.limit()
@@ -149,10 +176,12 @@ func (i *idler) begin(now int64) {
 	case i.probe > 0:
 		i.probe--
 		i.spin = min(2*i.wake, int64(i.policy.Spin))
-	case i.gain <= 0:
+	case i.gain > 0:
+		i.patience = firstPatience
+	default:
 		i.spin = 0
-		if i.calm++; i.calm == probeEvery {
-			i.calm, i.probe, i.vain = 0, probeGaps, 0
+		if i.calm++; i.calm >= probeEvery {
+			i.startProbe()
 		}
 	}
 }

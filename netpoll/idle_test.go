@@ -67,6 +67,30 @@ func TestBalancedSpinsWhileItPays(t *testing.T) {
 	}
 }
 
+// Messages by the clock, a little further apart than a wake-up takes: a sleeper
+// sees gaps shorter by its own wake-up, and must not take that for a reason to spin.
+func TestBalancedSleepsBetweenTicks(t *testing.T) {
+	i := newIdler(Balanced())
+	due, now := int64(0), int64(0)
+	spun, n := int64(0), 10_000
+	for k := range n {
+		due += 100 * us
+		start := max(due, now)
+		if i.since+i.spin < due {
+			i.slept = true
+			start = due + i.wake
+		}
+		if k >= n/2 {
+			spun += min(i.spin, due-i.since)
+		}
+		now = start + us
+		i.worked(1, start, now)
+	}
+	if mean := spun / int64(n/2); mean > 2*us {
+		t.Errorf("one message every 100 µs: spins %d ns for each", mean)
+	}
+}
+
 // Two loops that answer each other: while both sleep each sees the other's
 // wake-up. They must find out that they need not.
 func TestBalancedLeavesMutualSleep(t *testing.T) {
