@@ -94,7 +94,7 @@ func (q *queuePair) answer(p, data []byte, props roce.Props, now int64) {
 		q.missing(at, now)
 		return
 	}
-	q.advance(e.psn, now)
+	q.advance(at, now)
 	if e.mr.gone() {
 		q.fail(rdma.LocalProtError, rdma.FlushError)
 		return

@@ -44,7 +44,7 @@ func FuzzReceive(f *testing.F) {
 	f.Add(answer(roce.AtomicAcknowledge, 7, 31, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 9))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		const open = 4096
-		in := newInjectorWith(t, options{open: open, rdAtomic: 2, shared: len(data)%2 == 1})
+		in := newInjectorWith(t, options{open: open, rdAtomic: 2, small: true, shared: len(data)%2 == 1})
 		in.b.dev.attr.Numbered = true
 		q := in.b.qp.(*queuePair)
 		for i := range 3 {

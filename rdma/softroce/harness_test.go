@@ -42,6 +42,7 @@ type options struct {
 	open        int  // bytes that the peer may read and write
 	rdAtomic    int  // READs and atomics at once, both ways
 	shared      bool // receives come from a shared queue
+	small       bool // injectors: a small net, which is made fast
 }
 
 func newNode(t testing.TB, l Link, o options) *node {

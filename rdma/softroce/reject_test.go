@@ -20,7 +20,11 @@ func newInjector(t testing.TB) *injector { return newInjectorWith(t, options{}) 
 
 func newInjectorWith(t testing.TB, o options) *injector {
 	o.depth, o.slot = 8, 1024
-	p := newPair(t, 1, Faults{Frames: 256}, 256, o)
+	f := Faults{Frames: 256}
+	if o.small {
+		f = Faults{Frames: 160, Queue: 64, MTU: 320}
+	}
+	p := newPair(t, 1, f, 256, o)
 	p.b.postRecvs(t, 4)
 	return &injector{pair: p, crc: roce.NewICRC(roce.AppendPseudo(nil, p.a.dev.attr.Local, p.b.dev.attr.Local))}
 }
@@ -47,13 +51,20 @@ func (in *injector) ack(syn roce.Syndrome, ahead uint32) []byte {
 
 // inject hands raw bytes to b's link and lets b take them.
 func (in *injector) inject(raw []byte, src netip.AddrPort) Stats {
+	in.deliverFrom(raw, src)
+	in.b.dev.Progress(in.net.Now())
+	return in.b.dev.Stats()
+}
+
+// deliver hands raw bytes to b's link as if they came from a.
+func (in *injector) deliver(raw []byte) { in.deliverFrom(raw, in.a.dev.attr.Local) }
+
+func (in *injector) deliverFrom(raw []byte, src netip.AddrPort) {
 	n := in.net
 	last := len(n.free) - 1
 	i := n.free[last]
 	n.free = n.free[:last]
-	n.deliver(in.b.dev.link.(*memoryLink), memoryPacket{index: i, n: copy(n.frame(i), raw), src: src})
-	in.b.dev.Progress(n.Now())
-	return in.b.dev.Stats()
+	n.deliver(n.links[in.b.dev.attr.Local], memoryPacket{index: i, n: copy(n.frame(i), raw), src: src})
 }
 
 func TestRejectedPacketsAreCounted(t *testing.T) {
