@@ -50,7 +50,7 @@ type conn struct {
 	segments    []netpoll.Segment // of messages, then of an unfinished one
 	partStart   int               // where the unfinished one starts
 	partBytes   int
-	leases      []*hugepages.Buf // a reference to the last buffer of each of messages
+	leases      []*hugepages.Buf // the receives that messages end in, each with a reference of its own
 	reading     bool
 	delivering  bool
 
@@ -348,7 +348,8 @@ func (c *conn) Shut() {
 		c.el.loop.Logger().Error("queue pair not closed", "device", c.dev.attr.Name, "remote", c.remote, "err", err)
 	}
 	for c.sendq.count > 0 {
-		c.sendq.pop().buf.Release()
+		unsent := c.sendq.pop()
+		unsent.release()
 	}
 	for i := c.partStart; i < len(c.segments); i++ {
 		c.segments[i].Buf.Release()
@@ -357,7 +358,9 @@ func (c *conn) Shut() {
 	if !c.delivering { // else deliver does it, on the way out
 		for i := range c.messages {
 			c.messages[i].Release()
-			c.leases[i].Release()
+		}
+		for _, b := range c.leases {
+			b.Release()
 		}
 		c.messages, c.leases = nil, nil
 	}

@@ -13,11 +13,17 @@ import "errors"
 //	bit 30      CREDIT: a control message, no data
 //	bit 29      CONTROL: the control receive that the peer's last CREDIT used is posted again
 //	bit 28      YIELD: no data; bits 16–27 data receives are given back unused
-//	bits 16–27  with YIELD as above, else zero
+//	bit 27      without YIELD, PACKED: the SEND holds whole messages, each behind its
+//	            length in 4 bytes, little-endian
+//	bits 16–27  with YIELD as above, else zero but for PACKED
 //	bits 0–15   data receives granted: posted for the peer since the last grant
 //
 // SEND without immediate is the last or only piece of a message, with nothing to
 // grant.
+//
+// Small messages that wait together for the same flush go packed: one work request,
+// one packet or two, one completion and one receive for all of them. A message that
+// waits alone is sent from where it lies.
 //
 // # Credits
 //
@@ -63,6 +69,7 @@ const (
 	immCredit  = 1 << 30
 	immControl = 1 << 29
 	immYield   = 1 << 28
+	immPacked  = 1 << 27
 	immYielded = 0xfff << immYieldedShift
 	immGranted = 1<<16 - 1
 

@@ -1,6 +1,7 @@
 package rdma
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -42,6 +43,9 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 	}
 	c.hungry = true
 	buf.SetWindow(0, wc.Bytes)
+	if wc.HasImm && wc.Imm&immPacked != 0 {
+		return c.unpack(wc, buf)
+	}
 	c.segments = append(c.segments, netpoll.Segment{Data: buf.Bytes(), Buf: buf})
 	c.partBytes += wc.Bytes
 	switch {
@@ -59,11 +63,37 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 	return nil
 }
 
+// unpack makes the messages of a packed SEND. They share its buffer.
+func (c *conn) unpack(wc *WC, buf *hugepages.Buf) error {
+	data, n := buf.Bytes(), 0
+	for rest := data; len(rest) > 0; n++ {
+		if len(rest) < packedHeader || uint64(binary.LittleEndian.Uint32(rest)) > uint64(min(len(rest)-packedHeader, c.el.loop.MaxMessageBytes())) {
+			n = 0
+			break
+		}
+		rest = rest[packedHeader+int(binary.LittleEndian.Uint32(rest)):]
+	}
+	if n == 0 || wc.Imm&immMore != 0 || len(c.segments) > c.partStart {
+		buf.Release()
+		return fmt.Errorf("%w: packed messages that are none, do not end where their SEND does, or lie inside another message", netpoll.ErrProtocol)
+	}
+	for range n {
+		size := int(binary.LittleEndian.Uint32(data))
+		s := netpoll.Segment{Data: data[packedHeader : packedHeader+size : packedHeader+size], Buf: buf.Retain()}
+		c.segments = append(c.segments, s)
+		c.messages = append(c.messages, netpoll.Message{Segment: s})
+		data = data[packedHeader+size:]
+	}
+	c.partStart = len(c.segments)
+	c.leases = append(c.leases, buf) // the reference that came with it
+	return nil
+}
+
 // takeGrant handles what the peer grants.
 func (c *conn) takeGrant(imm uint32) error {
 	n := int(imm & immGranted)
 	c.credits += n
-	if c.credits > bootstrap.MaxCredits || imm&immYield == 0 && imm&immYielded != 0 || imm&immControl != 0 && c.control {
+	if c.credits > bootstrap.MaxCredits || imm&immYield == 0 && imm&immYielded&^immPacked != 0 || imm&immControl != 0 && c.control {
 		return fmt.Errorf("%w: immediate %#x grants more than %d receives, frees a control receive that is free, or sets unknown bits", netpoll.ErrProtocol, imm, bootstrap.MaxCredits)
 	}
 	if imm&immControl != 0 {

@@ -1,6 +1,7 @@
 package rdma
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -10,11 +11,20 @@ import (
 // outgoing is one message between Wire.Send and its acknowledgement.
 type outgoing struct {
 	buf    *hugepages.Buf
-	size   int    // payload bytes
-	posted int    // of those, in work requests
-	last   uint64 // sequence number of the last work request, once all is posted
-	placed bool   // the bytes lie in the device's registered memory
-	whole  bool   // all is posted
+	size   int            // payload bytes
+	posted int            // of those, in work requests
+	last   uint64         // sequence number of the last work request, once all is posted
+	placed bool           // the bytes lie in the device's registered memory
+	whole  bool           // all is posted
+	pack   *hugepages.Buf // the copy that this message and some before it travel in
+}
+
+// release frees what the message holds.
+func (m *outgoing) release() {
+	m.buf.Release()
+	if m.pack != nil {
+		m.pack.Release()
+	}
 }
 
 // sendQueue is a ring of messages that grows; Conn bounds it.
@@ -74,14 +84,20 @@ func (c *conn) post() int {
 	wrs := c.el.sendWRs[:0]
 	room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
 	for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
+		if n, bytes := c.packable(); n > 1 {
+			if b, err := c.el.loop.Pool().Get(bytes, hugepages.Send); err == nil {
+				wrs = append(wrs, c.pack(b, n))
+				continue
+			} // else one by one
+		}
 		m := c.sendq.at(c.unposted)
 		if !m.placed && !c.place(m) {
 			break
 		}
 		wrs = append(wrs, c.nextSegment(m))
-		if len(wrs)%signalEvery == 0 {
-			wrs[len(wrs)-1].Signaled = true
-		}
+	}
+	for i := signalEvery - 1; i < len(wrs); i += signalEvery {
+		wrs[i].Signaled = true
 	}
 	if len(wrs) == 0 && room > 0 {
 		switch {
@@ -112,6 +128,44 @@ func (c *conn) post() int {
 	c.dev.posted = true
 	c.el.stats.doorbells.Add(1)
 	return n
+}
+
+// packMax is the longest message, in bytes, that is copied to save it a work
+// request and a packet of its own.
+const packMax = 1 << 10
+
+// packedHeader is the length in front of a packed message.
+const packedHeader = 4
+
+// packable is how many of the messages to be posted next fit into one SEND
+// together, and how many bytes that has.
+func (c *conn) packable() (n, bytes int) {
+	for c.unposted+n < c.sendq.count {
+		m := c.sendq.at(c.unposted + n)
+		if m.size > packMax || m.posted > 0 || bytes+packedHeader+m.size > c.segmentBytes {
+			break
+		}
+		bytes += packedHeader + m.size
+		n++
+	}
+	return n, bytes
+}
+
+// pack is one work request for the next n messages, copied into b.
+func (c *conn) pack(b *hugepages.Buf, n int) SendWR {
+	c.postedWRs++
+	c.credits--
+	dst := b.Bytes()
+	for range n {
+		m := c.sendq.at(c.unposted)
+		binary.LittleEndian.PutUint32(dst, uint32(m.size))
+		dst = dst[packedHeader+copy(dst[packedHeader:], m.buf.Bytes()):]
+		m.last, m.whole = c.postedWRs, true
+		c.unposted++
+	}
+	c.sendq.at(c.unposted - 1).pack = b
+	c.el.stats.packedMessages.Add(uint64(n))
+	return SendWR{ID: c.postedWRs, Op: OpSendImm, Imm: immPacked | c.grants(), Data: b.Bytes()}
 }
 
 // bare is a request that carries no data.
@@ -187,7 +241,8 @@ func (c *conn) sent(seq uint64) {
 		c.sentMessages++
 		c.sentBytes += m.size
 		c.unposted--
-		c.sendq.pop().buf.Release()
+		done := c.sendq.pop()
+		done.release()
 	}
 	if c.unposted < c.sendq.count || c.creditDue() {
 		c.setDirty()

@@ -90,7 +90,7 @@ func TestThousandConnections(t *testing.T) {
 	client.do(func() {
 		for range perConn {
 			for i, c := range conns {
-				b, err := c.Alloc(64)
+				b, err := c.Alloc(1100) // too large to travel packed
 				if err != nil {
 					t.Error(err)
 					return
