@@ -76,7 +76,7 @@ func TestOneWayCredits(t *testing.T) {
 		url := server.listen(sink)
 		client := startNode(t, nodeOptions{})
 		c := client.dial(url, newCollector())
-		const n = 3000
+		const n = 1000
 		msgs := make([][]byte, n)
 		for i := range msgs {
 			msgs[i] = pattern(i, i%300)
@@ -285,11 +285,11 @@ func TestSteadyPathDoesNotAllocate(t *testing.T) {
 	server := startNode(t, nodeOptions{loop: netpoll.Options{Idle: netpoll.Latency()}})
 	url := server.listen(&pinger{})
 	client := startNode(t, nodeOptions{loop: netpoll.Options{Idle: netpoll.Latency()}})
-	p := &pinger{left: 2000, done: make(chan struct{}, 1)}
+	p := &pinger{left: 500, done: make(chan struct{}, 1)}
 	c := client.dial(url, p)
 	round := func() {
 		client.do(func() {
-			p.left = 2000
+			p.left = 500
 			if err := sendCopy(c, make([]byte, 128)); err != nil {
 				t.Error(err)
 			}
@@ -312,7 +312,7 @@ func TestSteadyPathDoesNotAllocate(t *testing.T) {
 		t.Skip("built with tag invariants: every Alloc allocates")
 	}
 	if n := testing.AllocsPerRun(3, round); n > 100 {
-		t.Errorf("%.0f allocations in 2000 round trips", n)
+		t.Errorf("%.0f allocations in 500 round trips", n)
 	}
 }
 

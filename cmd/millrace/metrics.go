@@ -13,7 +13,9 @@ import (
 
 	"github.com/millrace/millrace/broker"
 	"github.com/millrace/millrace/hugepages"
+	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma"
 )
 
 // metrics are a server's counters for Prometheus. All but the histogram are read
@@ -56,6 +58,27 @@ func (m *metrics) watchLoop(l *netpoll.Loop) {
 	m.gauge("connections", "Open connections.", nil, stat(func(s netpoll.Stats) float64 { return float64(s.Connections) }))
 }
 
+// watchRDMA shows what the backends that carry messages over queue pairs do.
+func (m *metrics) watchRDMA(backends []netpoll.Backend) {
+	for scheme, stats := range transports.RDMAStats(backends) {
+		for _, c := range []struct {
+			name, help string
+			get        func(*rdma.Stats) uint64
+		}{
+			{"rdma_fallbacks_total", "Connections that stayed on TCP.", func(s *rdma.Stats) uint64 { return s.Fallbacks }},
+			{"rdma_refused_total", "Connections that were refused before they opened.", func(s *rdma.Stats) uint64 { return s.Refused }},
+			{"rdma_credit_messages_total", "Messages that carried nothing but credits.", func(s *rdma.Stats) uint64 { return s.CreditMessages }},
+			{"rdma_copied_messages_total", "Messages copied because their memory is not registered.", func(s *rdma.Stats) uint64 { return s.CopiedMessages }},
+			{"rdma_starved_total", "Times that no buffer was free for a receive.", func(s *rdma.Stats) uint64 { return s.Starved }},
+		} {
+			m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+				Namespace: namespace, Name: c.name, Help: c.help, ConstLabels: prometheus.Labels{"transport": scheme},
+			}, func() float64 { s := stats(); return float64(c.get(&s)) }))
+		}
+		m.gauge("rdma_receive_buffers", "Receive buffers posted.", prometheus.Labels{"transport": scheme}, func() float64 { return float64(stats().Receives) })
+	}
+}
+
 func (m *metrics) watchBroker(stats func() broker.CoreStats) {
 	stat := func(get func(broker.CoreStats) int64) func() float64 {
 		return func() float64 { return float64(get(stats())) }
@@ -70,7 +93,7 @@ func (m *metrics) watchBroker(stats func() broker.CoreStats) {
 // watchLink shows what the link to the broker runs on.
 func (m *metrics) watchLink(transport func() (netpoll.Transport, bool)) {
 	m.registry.MustRegister(linkCollector{transport, prometheus.NewDesc(prometheus.BuildFQName(namespace, "", "link_up"),
-		"1 for what the link to the broker runs on; absent while there is none.", []string{"transport", "device", "label"}, nil)})
+		"1 for what the link to the broker runs on; absent while there is none.", []string{"transport", "device", "label", "reason"}, nil)})
 }
 
 type linkCollector struct {
@@ -82,7 +105,7 @@ func (c linkCollector) Describe(d chan<- *prometheus.Desc) { d <- c.desc }
 
 func (c linkCollector) Collect(out chan<- prometheus.Metric) {
 	if t, ok := c.transport(); ok {
-		out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, t.Scheme, t.Device, t.Label)
+		out <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, 1, t.Scheme, t.Device, t.Label, t.Reason)
 	}
 }
 

@@ -119,6 +119,7 @@ func (f *serverFlags) runBroker(cmd *cobra.Command, cfg broker.Config) (err erro
 			return err
 		}
 		m.watchLoop(s.Loop())
+		m.watchRDMA(cfg.Backends)
 		m.watchBroker(s.Stats)
 		return nil
 	}
@@ -179,6 +180,7 @@ func (f *serverFlags) runProxy(cmd *cobra.Command, cfg broker.ProxyConfig) (err 
 	}
 	cfg.Logger.Info("proxy", "broker", cfg.Broker, "idle", f.idle, "memory", mem.arena.Report())
 	m.watchLoop(p.Loop())
+	m.watchRDMA(cfg.Backends)
 	m.watchLink(p.Transport)
 	start := func() error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), brokerPatience)

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma"
 )
 
 // Unavailable says why a transport, or one of its devices, cannot run here and
@@ -126,16 +127,23 @@ func With(rawURL, device string) string {
 	if t, err := ByScheme(u.Scheme); err != nil || t.Param == "" {
 		return rawURL
 	} else {
-		u.RawQuery = url.Values{t.Param: {device}}.Encode()
+		q := u.Query()
+		q.Set(t.Param, device)
+		u.RawQuery = q.Encode()
 	}
 	return u.String()
 }
 
-// Backends makes the backends that a loop needs for urls, one for each scheme.
-// It fails with an *Unavailable where one cannot run here. A backend holds nothing
-// that needs closing before a loop attaches it.
+// fallbackParam is the URL parameter of rdma.EventLoop.
+const fallbackParam = "fallback"
+
+// Backends makes the backends that a loop needs for urls, one for each scheme, and
+// TCP's for those that may fall back to it. It fails with an *Unavailable where one
+// cannot run here, unless it may fall back. A backend holds nothing that needs closing
+// before a loop attaches it.
 func Backends(urls ...string) ([]netpoll.Backend, error) {
 	var out []netpoll.Backend
+	fallback := false
 	made := map[string]string{} // device by scheme
 	for _, raw := range urls {
 		u, err := url.Parse(raw)
@@ -146,8 +154,10 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 		if err != nil {
 			return nil, err
 		}
+		mayFall := u.Scheme != "tcp" && u.Query().Get(fallbackParam) == "tcp"
+		fallback = fallback || mayFall
 		d, err := t.Device(u)
-		if err != nil {
+		if err != nil && !mayFall {
 			return nil, err
 		}
 		if other, ok := made[u.Scheme]; ok {
@@ -157,44 +167,60 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 			continue
 		}
 		made[u.Scheme] = d.Name
-		if un := d.Probe(); un != nil {
-			return nil, un
+		var b netpoll.Backend
+		if err == nil {
+			b, err = d.backend(u)
 		}
-		b, err := d.New(u)
+		if err != nil && mayFall {
+			none := rdma.NewEventLoop(rdma.NoFabric(err), rdma.EventLoopOptions{Scheme: u.Scheme, DeviceParam: t.Param})
+			b, err = deviceParam{none, []string{t.Param}}, nil
+		}
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, b)
 	}
+	if fallback && made["tcp"] == "" {
+		out = append(out, netpoll.NewTCP())
+	}
 	return out, nil
 }
 
-// deviceParam drops the parameters of the device from the addresses that reach a
-// backend, which has been made for it: they are this end's own business, and the
-// peer, which gets the address, may use another kind of the same network.
-type deviceParam struct {
-	netpoll.Backend
-	names []string
+// backend makes the backend for u, unless the device cannot run here.
+func (d *Device) backend(u *url.URL) (netpoll.Backend, error) {
+	if un := d.Probe(); un != nil {
+		return nil, un
+	}
+	return d.New(without(u, fallbackParam))
 }
 
-func (d deviceParam) strip(u *url.URL) *url.URL {
+// without is u without those parameters.
+func without(u *url.URL, params ...string) *url.URL {
 	v := *u
 	q := v.Query()
-	for _, name := range d.names {
+	for _, name := range params {
 		q.Del(name)
 	}
 	v.RawQuery = q.Encode()
 	return &v
 }
 
+// deviceParam drops the parameters of the device from the addresses that reach a
+// backend, which has been made for it: they are this end's own business, and the
+// peer, which gets the address, may use another kind of the same network.
+type deviceParam struct {
+	*rdma.EventLoop
+	names []string
+}
+
 // Listen implements netpoll.Backend.
 func (d deviceParam) Listen(u *url.URL, h netpoll.Handler) (netpoll.Listener, error) {
-	return d.Backend.Listen(d.strip(u), h)
+	return d.EventLoop.Listen(without(u, d.names...), h)
 }
 
 // Dial implements netpoll.Backend.
 func (d deviceParam) Dial(u *url.URL, h netpoll.Handler, done func(*netpoll.Conn, error)) {
-	d.Backend.Dial(d.strip(u), h, done)
+	d.EventLoop.Dial(without(u, d.names...), h, done)
 }
 
 // addressOnly reports parameters of u that mean nothing here.
@@ -205,10 +231,22 @@ func addressOnly(u *url.URL, param string) error {
 	}
 	for name := range q {
 		if name != param {
-			return fmt.Errorf("%s: unknown parameter %q: %s:// takes %s", u, name, u.Scheme, param)
+			return fmt.Errorf("%s: unknown parameter %q: %s:// takes %s and %s", u, name, u.Scheme, param, fallbackParam)
 		}
 	}
 	return nil
+}
+
+// RDMAStats are the counters of those backends that carry messages over queue
+// pairs, by scheme. Any goroutine.
+func RDMAStats(backends []netpoll.Backend) map[string]func() rdma.Stats {
+	out := map[string]func() rdma.Stats{}
+	for _, b := range backends {
+		if d, ok := b.(deviceParam); ok {
+			out[d.Scheme()] = d.Stats
+		}
+	}
+	return out
 }
 
 // sortedUnique is for lists of devices that several ports share.

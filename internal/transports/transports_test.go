@@ -17,6 +17,7 @@ func TestWith(t *testing.T) {
 		{"rdma://127.0.0.1:1", "", "rdma://127.0.0.1:1"},
 		{"rdma://127.0.0.1:1", "rxe0", "rdma://127.0.0.1:1?device=rxe0"},
 		{"rdma://127.0.0.1:1?device=rxe0", SoftRoCEUDP, "rdma://127.0.0.1:1?device=softroce%2Budp"},
+		{"rdma://127.0.0.1:1?fallback=tcp", "rxe0", "rdma://127.0.0.1:1?device=rxe0&fallback=tcp"},
 		{"dpdk://127.0.0.1:1", NetMemif, "dpdk://127.0.0.1:1?port=net_memif0"},
 		{"udp://127.0.0.1:1", "x", "udp://127.0.0.1:1"},
 	} {
@@ -157,5 +158,52 @@ func TestNamedDevices(t *testing.T) {
 				t.Error("no echo")
 			}
 		})
+	}
+}
+
+// An address whose device cannot be had here serves, and reaches, the other end over
+// TCP if it says that it may, and tells why.
+func TestFallback(t *testing.T) {
+	run := func(u string) *netpoll.Loop {
+		backends, err := Backends(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := netpoll.NewLoop(netpoll.Options{Backends: backends})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ran := make(chan error, 1)
+		go func() { ran <- l.Run() }()
+		t.Cleanup(func() {
+			l.Stop()
+			if err := <-ran; err != nil {
+				t.Error(err)
+			}
+		})
+		return l
+	}
+	if _, err := Backends("rdma://127.0.0.1:0?device=nosuch0"); err == nil {
+		t.Error("a device that is not there was found")
+	}
+	const here = "rdma://127.0.0.1:0?fallback=tcp"
+	server := run(here)
+	ln, err := server.Listen(here, echo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasSuffix(ln.URL(), "?fallback=tcp") {
+		t.Errorf("peers are told %s", ln.URL())
+	}
+	to := With(ln.URL(), "nosuch0")
+	client := run(to)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, to, netpoll.BaseHandler{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Transport(); got.Scheme != "tcp" || !strings.Contains(got.Reason, "fall-back from rdma") || !strings.Contains(got.Reason, `no device "nosuch0" here`) {
+		t.Errorf("got %+v", got)
 	}
 }
