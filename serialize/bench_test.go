@@ -113,3 +113,21 @@ func BenchmarkValueByIndex(b *testing.B) {
 	}
 	_ = sum
 }
+
+func BenchmarkCRC(b *testing.B) {
+	data := make([]byte, 1<<20)
+	for _, n := range []int{512, 4 << 10, 16 << 10, 128 << 10, 1 << 20} {
+		for _, k := range []struct {
+			name   string
+			update func(uint32, []byte) uint32
+		}{{"generic", updateCRCGeneric}, {"kernel", updateCRC}} {
+			b.Run(fmt.Sprintf("%d/%s", n, k.name), func(b *testing.B) {
+				b.SetBytes(int64(n))
+				crc := uint32(0)
+				for b.Loop() {
+					crc = k.update(crc, data[:n])
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,83 @@
+//go:build !purego
+
+#include "textflag.h"
+
+// A polynomial folds over a distance of D bits by two carry-less products: of its
+// low half with x^(D+31) and of its high half with x^(D-33), modulo CRC32C's
+// polynomial, bits reversed. (Gopal et al., "Fast CRC Computation for Generic
+// Polynomials Using PCLMULQDQ Instruction", Intel 2009.)
+DATA fold2048<>+0(SB)/8, $0xdcb17aa4
+DATA fold2048<>+8(SB)/8, $0xb9e02b86
+GLOBL fold2048<>(SB), RODATA|NOPTR, $16
+DATA fold512<>+0(SB)/8, $0x740eef02
+DATA fold512<>+8(SB)/8, $0x9e4addf8
+GLOBL fold512<>(SB), RODATA|NOPTR, $16
+DATA fold128<>+0(SB)/8, $0xf20c0dfe
+DATA fold128<>+8(SB)/8, $0x493c7d27
+GLOBL fold128<>(SB), RODATA|NOPTR, $16
+
+// FOLD: Z = Z folded by the constant K, plus what is at MEM.
+#define FOLD(K, Z, T, MEM) \
+	VPCLMULQDQ $0x00, K, Z, T; \
+	VPCLMULQDQ $0x11, K, Z, Z; \
+	VPTERNLOGQ $0x96, MEM, T, Z
+
+// func crcFold(crc uint32, p *byte, n int) uint32
+//
+// The raw CRC32C register after n bytes; n is a multiple of 64, at least 256.
+TEXT ·crcFold(SB), NOSPLIT, $0-28
+	MOVL crc+0(FP), AX
+	MOVQ p+8(FP), SI
+	MOVQ n+16(FP), CX
+	VMOVD AX, X4
+	VPXORQ (SI), Z4, Z0
+	VMOVDQU64 64(SI), Z1
+	VMOVDQU64 128(SI), Z2
+	VMOVDQU64 192(SI), Z3
+	ADDQ $256, SI
+	SUBQ $256, CX
+	VBROADCASTI32X4 fold2048<>(SB), Z8
+	VBROADCASTI32X4 fold512<>(SB), Z9
+	VMOVDQU fold128<>(SB), X10
+	CMPQ CX, $256
+	JB merge
+
+loop:
+	FOLD(Z8, Z0, Z4, (SI))
+	FOLD(Z8, Z1, Z5, 64(SI))
+	FOLD(Z8, Z2, Z6, 128(SI))
+	FOLD(Z8, Z3, Z7, 192(SI))
+	ADDQ $256, SI
+	SUBQ $256, CX
+	CMPQ CX, $256
+	JAE loop
+
+merge:
+	FOLD(Z9, Z0, Z4, Z1)
+	FOLD(Z9, Z0, Z4, Z2)
+	FOLD(Z9, Z0, Z4, Z3)
+	JMP check
+
+single:
+	FOLD(Z9, Z0, Z4, (SI))
+	ADDQ $64, SI
+	SUBQ $64, CX
+
+check:
+	TESTQ CX, CX
+	JNZ single
+
+	VEXTRACTI32X4 $1, Z0, X1
+	VEXTRACTI32X4 $2, Z0, X2
+	VEXTRACTI32X4 $3, Z0, X3
+	FOLD(X10, X0, X4, X1)
+	FOLD(X10, X0, X4, X2)
+	FOLD(X10, X0, X4, X3)
+	VMOVQ X0, AX
+	VPEXTRQ $1, X0, DX
+	XORL BX, BX
+	CRC32Q AX, BX
+	CRC32Q DX, BX
+	VZEROUPPER
+	MOVL BX, ret+24(FP)
+	RET
