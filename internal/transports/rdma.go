@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strings"
 
 	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/rdma"
@@ -32,6 +33,34 @@ var rdmaTransport = Transport{
 		}
 		return devices
 	},
+	Other: packetDevice, OtherNames: softroce.PacketLinkName + "NETDEV",
+}
+
+// packetDevice is the user-space RoCEv2 engine on a network device of the kernel's.
+func packetDevice(name string) Device {
+	netdev, ok := strings.CutPrefix(name, softroce.PacketLinkName)
+	if !ok || netdev == "" {
+		return Device{}
+	}
+	return Device{
+		Name: name,
+		Probe: func() *Unavailable {
+			if err := softroce.ProbePacketLink(netdev); err != nil {
+				return &Unavailable{Transport: "rdma", Device: name, Reason: err.Error(), Fix: "run as root, or give the program CAP_NET_RAW (setcap cap_net_raw+ep); the device is one that ip link lists as UP"}
+			}
+			return nil
+		},
+		New: func(u *url.URL) (netpoll.Backend, error) {
+			if err := addressOnly(u, "device"); err != nil {
+				return nil, err
+			}
+			local, err := localAddr(u)
+			if err != nil {
+				return nil, err
+			}
+			return deviceParam{rdma.NewEventLoop(softroce.NewPacketFabric(netdev, local, softroce.Options{}), rdma.EventLoopOptions{}), []string{"device"}}, nil
+		},
+	}
 }
 
 func newSoftRoCE(u *url.URL) (netpoll.Backend, error) {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma/softroce"
+	"github.com/millrace/millrace/rdma/verbs"
 )
 
 func TestWith(t *testing.T) {
@@ -35,6 +37,8 @@ func TestBackendsRefuse(t *testing.T) {
 		{[]string{"127.0.0.1:7000"}, "looks like tcp://"},
 		{[]string{"udp://127.0.0.1:7000"}, "use tcp, rdma, dpdk"},
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, SoftRoCEUDP},
+		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, "softroce+packet:NETDEV"},
+		{[]string{"rdma://127.0.0.1:7000?device=softroce+packet:nonesuch9"}, `no network device "nonesuch9"`},
 		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0, a device of libdpdk"},
 		{[]string{"tcp://127.0.0.1:1", "rdma://127.0.0.1:7000?gid=1"}, `unknown parameter "gid"`},
 		{[]string{"dpdk://127.0.0.1:7000", "dpdk://127.0.0.1:7001?port=net_memif0"}, "share a device"},
@@ -42,6 +46,13 @@ func TestBackendsRefuse(t *testing.T) {
 		if _, err := Backends(tt.urls...); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, want %q", tt.urls, err, tt.want)
 		}
+	}
+}
+
+// Everything that speaks RoCEv2 on port 4791 is one network.
+func TestRoCEv2IsOneFabric(t *testing.T) {
+	if softroce.PacketFabricName != verbs.FabricName {
+		t.Errorf("%q and %q", softroce.PacketFabricName, verbs.FabricName)
 	}
 }
 
@@ -87,6 +98,7 @@ func (r receiver) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) { r.got <- b
 func TestNamedDevices(t *testing.T) {
 	for _, u := range []string{
 		"tcp://127.0.0.1:0", "rdma://127.0.0.1:0?device=softroce+udp", "dpdk://127.0.0.1:0?port=memif", "dpdk://127.0.0.1:0?port=net_memif0",
+		"rdma://127.0.0.1:0?device=softroce+packet:lo",
 	} {
 		t.Run(u, func(t *testing.T) {
 			start := func() *netpoll.Loop {

@@ -1,6 +1,7 @@
 package softroce_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -40,6 +41,17 @@ func TestConformanceOverUDP(t *testing.T) {
 			}
 			devicetest.Run(t, devicetest.Setup{Open: func(t *testing.T) devicetest.Pair {
 				return devicetest.Pair{A: open(t), B: open(t)}
+			}})
+		})
+	}
+}
+
+func TestConformanceOverPackets(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		t.Run(fmt.Sprintf("v6 %v", v6), func(t *testing.T) {
+			open := softroce.PacketDevices(t, v6)
+			devicetest.Run(t, devicetest.Setup{Open: func(t *testing.T) devicetest.Pair {
+				return devicetest.Pair{A: open(t, 0), B: open(t, 1)}
 			}})
 		})
 	}

@@ -116,13 +116,39 @@ func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error
 	return l, nil
 }
 
-// checkDevice tells why the network device cannot carry the address ip.
-func (l *PacketLink) checkDevice(ip netip.Addr) error {
+// ProbePacketLink tells why this process cannot have a link on the network device of
+// that name.
+func ProbePacketLink(netdev string) error {
+	dev, err := rtnetlink.Open(netdev)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	if err := (&PacketLink{dev: dev}).usable(); err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("packet socket: %w", err)
+	}
+	return os.NewSyscallError("close", unix.Close(fd))
+}
+
+// usable tells why the network device cannot carry a link.
+func (l *PacketLink) usable() error {
 	if l.dev.Flags&net.FlagUp == 0 {
 		return fmt.Errorf("the device is down (ip link set %s up)", l.dev.Name)
 	}
 	if l.dev.Flags&net.FlagLoopback == 0 && len(l.dev.HardwareAddr) != 6 {
 		return errors.New("it is no Ethernet device")
+	}
+	return nil
+}
+
+// checkDevice tells why the network device cannot carry the address ip.
+func (l *PacketLink) checkDevice(ip netip.Addr) error {
+	if err := l.usable(); err != nil {
+		return err
 	}
 	addrs, err := l.dev.Addrs()
 	if err != nil {

@@ -172,6 +172,19 @@ func TestLinksOverVeth(t *testing.T) {
 	}
 }
 
+// PacketDevices makes pairs of devices over packet links, for the conformance suite,
+// which is outside of this package.
+func PacketDevices(t *testing.T, v6 bool) (open func(t *testing.T, i int) *Device) {
+	ns := newNetns(t, 1500)
+	return func(t *testing.T, i int) *Device {
+		d := New(ns.vethLink(t, "packet", i, v6), Options{PeerTimeout: 200 * time.Millisecond})
+		if err := d.link.(*PacketLink).FilterQPNs(d.QPNBlock()); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+}
+
 // Packet links of one machine meet on the loopback device, share the port, and get
 // their own packets only.
 func TestPacketLinksShareAPort(t *testing.T) {
@@ -533,4 +546,60 @@ func FuzzParseFrame(f *testing.F) {
 			t.Fatalf("%x: a pseudo header of %d bytes", frame, len(p))
 		}
 	})
+}
+
+// BenchmarkLinkFloor is a packet there and one back between two bare links, on one
+// goroutine: both ends' work for it, the kernel's included.
+func BenchmarkLinkFloor(b *testing.B) {
+	ns := newNetns(b, 1500)
+	open := func(kind, dev string, i int) (l Link) {
+		if dev == "veth" {
+			return ns.vethLink(b, kind, i, false)
+		}
+		ns.in(b, 0, func() {
+			at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(5000+i))
+			var err error
+			if kind == "packet" {
+				l, err = NewPacketLink("lo", at)
+			} else {
+				l, err = NewUDPLink(at)
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+		})
+		return l
+	}
+	for _, dev := range []string{"lo", "veth"} {
+		for _, kind := range []string{"udp", "packet"} {
+			b.Run(dev+"/"+kind, func(b *testing.B) {
+				ls := [2]Link{open(kind, dev, 0), open(kind, dev, 1)}
+				var paths [2]Path
+				for i, l := range ls {
+					defer l.Close()
+					var err error
+					if paths[i], err = l.Path(ls[1-i].Attr().Local); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if l, ok := ls[0].(*PacketLink); ok && dev == "veth" {
+					for i := range ls {
+						for !ls[i].(*PacketLink).ready(paths[i].Link.(*packetPath), time.Since(l.started)) {
+							time.Sleep(time.Millisecond)
+						}
+					}
+				}
+				tx, rx := make([]Frame, 1), make([]Frame, burst)
+				for b.Loop() {
+					for i, l := range ls {
+						l.TxAlloc(tx)
+						tx[0].Len, tx[0].Path = 144, &paths[i]
+						l.Tx(tx)
+						for ls[1-i].Rx(rx) == 0 {
+						}
+					}
+				}
+			})
+		}
+	}
 }
