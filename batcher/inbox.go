@@ -16,7 +16,7 @@ type InboxOptions struct {
 	// batcher has not taken yet. Beyond, Append answers ErrFull. Each takes a buffer
 	// of MaxBatchBytes while it holds records, and 64 bytes for each of
 	// MaxBatchRecords from the start, however many producers there are. At least 2.
-	// Default 4.
+	// Default 4, or where batches are smaller as many as hold 512 records, at most 256.
 	Stages int
 	// MaxProducers bounds the producers open at a time. Default 1024.
 	MaxProducers int
@@ -66,7 +66,9 @@ type flush struct {
 }
 
 const (
-	defaultStages       = 4
+	minStages           = 4
+	maxStages           = 256
+	stagedRecords       = 512
 	defaultMaxProducers = 1024
 )
 
@@ -74,7 +76,7 @@ const (
 // to call.
 func NewInbox(b *Batcher, o InboxOptions) (*Inbox, error) {
 	if o.Stages == 0 {
-		o.Stages = defaultStages
+		o.Stages = max(minStages, min(stagedRecords/b.opts.MaxBatchRecords, maxStages))
 	}
 	if o.MaxProducers == 0 {
 		o.MaxProducers = defaultMaxProducers

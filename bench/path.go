@@ -40,19 +40,22 @@ func (r *runner) eachDevice(f func(transport, device string)) {
 	}
 }
 
-// produceJobs: a fixed rate, as a producer has it that does not wait.
+// produceJobs: a fixed rate, as a producer has it that does not wait, with the
+// aggregator and, at the same rate, with each message a request of its own.
 func (r *runner) produceJobs() []*job {
 	rate := r.o.Rate
 	if rate == 0 {
 		rate = defaultRate
 	}
 	var jobs []*job
-	r.eachDevice(func(transport, device string) {
-		j := r.pathJob("produce", transport, device, role.Spec{Rate: rate, Batched: true})
-		j.row.OfferedRate = rate
-		j.primary = rtP50
-		jobs = append(jobs, j)
-	})
+	for _, mode := range []role.Spec{{Rate: rate, Batched: true}, {Rate: rate, Window: singleWindow, FlushEach: true}} {
+		r.eachDevice(func(transport, device string) {
+			j := r.pathJob("produce", transport, device, mode)
+			j.row.OfferedRate = rate
+			j.primary = rtP50
+			jobs = append(jobs, j)
+		})
+	}
 	return jobs
 }
 

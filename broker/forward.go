@@ -193,9 +193,11 @@ type forwardedProduce struct {
 
 func (f *forwarder) begin(s *Session, correlation uint32, records int) *forwardedProduce {
 	f.producing++
-	c := &forwardedProduce{}
+	var c *forwardedProduce
 	if n := len(f.spare); n > 0 {
 		c, f.spare = f.spare[n-1], f.spare[:n-1]
+	} else {
+		c = &forwardedProduce{}
 	}
 	*c = forwardedProduce{f: f, session: s, correlation: correlation, left: records}
 	return c

@@ -32,7 +32,8 @@ func benchCommand() *cobra.Command {
 
 Workloads:
   rtt         ping-pong between two processes; layer port is the floor, a bare socket or port
-  produce     client, proxy, broker, acknowledgement at a fixed rate; latency counts from the time
+  produce     client, proxy, broker, acknowledgement at a fixed rate, with the aggregator and with each
+              message a request of its own; latency counts from the time
               at which a message was due, so that a stall shows in all messages that it delayed
   throughput  the same as fast as it goes, with the aggregator and with each message a request of its own
   consume     reading a topic from its start
