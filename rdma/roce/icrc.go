@@ -95,10 +95,10 @@ func Sum(pseudo, packet []byte) uint32 {
 	return sum(^crc32.ChecksumIEEE(pseudo), packet)
 }
 
-// sum continues state (not inverted) over a packet with the BTH's fifth byte as
+// sumGeneric continues state (not inverted) over a packet with the BTH's fifth byte as
 // ones. The first eight bytes are done here, since the packet must not be changed,
 // and so is what hash/crc32's vector code would leave to its loop over bytes.
-func sum(s uint32, packet []byte) uint32 {
+func sumGeneric(s uint32, packet []byte) uint32 {
 	h := (*BTH)(packet)
 	s = slice8(s^binary.LittleEndian.Uint32(h[0:]), binary.LittleEndian.Uint32(h[4:])|0xff)
 	p := packet[8:]
@@ -106,6 +106,11 @@ func sum(s uint32, packet []byte) uint32 {
 		s = ^crc32.Update(^s, crc32.IEEETable, p[:n])
 		p = p[n:]
 	}
+	return ^sumBytes(s, p)
+}
+
+// sumBytes continues state over a few bytes.
+func sumBytes(s uint32, p []byte) uint32 {
 	for len(p) >= 8 {
 		s = slice8(s^binary.LittleEndian.Uint32(p), binary.LittleEndian.Uint32(p[4:]))
 		p = p[8:]
@@ -118,7 +123,7 @@ func sum(s uint32, packet []byte) uint32 {
 	for _, b := range p {
 		s = tab[0][byte(s)^b] ^ s>>8
 	}
-	return ^s
+	return s
 }
 
 // vectorMin is where hash/crc32 on amd64 begins to use carry-less multiplication.

@@ -50,7 +50,7 @@ func lossyNamespaces(t *testing.T, percent float64) (names [2]string, addrs [2]n
 	if err := run("", "ip", "link", "add", "veth0", "netns", names[0], "type", "veth", "peer", "name", "veth0", "netns", names[1]); err != nil {
 		t.Skip(err)
 	}
-	rule := fmt.Sprintf("table inet loss { chain input { type filter hook input priority 0; meta l4proto udp numgen random mod 10000 < %d drop; } }", int(percent*100))
+	rule := fmt.Sprintf("table inet loss {\n chain input {\n type filter hook input priority 0\n meta l4proto udp numgen random mod 10000 < %d drop\n }\n}\n", int(percent*100))
 	for i, name := range names {
 		in := []string{"ip", "netns", "exec", name}
 		for _, args := range [][]string{{"ip", "addr", "add", addrs[i].String() + "/24", "dev", "veth0"}, {"ip", "link", "set", "veth0", "up"}} {
@@ -59,6 +59,9 @@ func lossyNamespaces(t *testing.T, percent float64) (names [2]string, addrs [2]n
 			}
 		}
 		if err := run(rule, append(in, "nft", "-f", "-")...); err != nil {
+			if strings.Contains(err.Error(), "syntax error") {
+				t.Fatal(err)
+			}
 			t.Skip(err) // a kernel without nf_tables
 		}
 	}

@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package roce
+
+func sum(s uint32, packet []byte) uint32 { return sumGeneric(s, packet) }
