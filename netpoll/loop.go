@@ -87,8 +87,9 @@ type Loop struct {
 	hooksOwe bool  // handlers may have run since the hooks did
 
 	conns      map[*Conn]struct{}
-	dirty      []*Conn // queued something since the last flush
-	writable   []*Conn // owed an OnWritable
+	atStop     map[*func()]struct{} // see AtStop
+	dirty      []*Conn              // queued something since the last flush
+	writable   []*Conn              // owed an OnWritable
 	nextConnID uint64
 
 	mu        sync.Mutex
@@ -552,6 +553,9 @@ func (l *Loop) finish() error {
 	err := l.closeListeners()
 	for c := range l.conns {
 		c.Close(ErrLoopClosed)
+	}
+	for fn := range l.atStop {
+		(*fn)()
 	}
 	for i := range l.backends {
 		err = errors.Join(err, l.backends[i].Close())
