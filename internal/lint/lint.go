@@ -27,6 +27,7 @@ var Rooms = map[string][]string{
 	"serialize/...":        {"hugepages"},
 	"batcher":              {"hugepages", "serialize"},
 	"netpoll":              {"hugepages"},
+	"netpoll/resume":       {"hugepages", "netpoll"},
 	"rdma":                 {"hugepages", "netpoll", "rdma/bootstrap"},
 	"rdma/bootstrap":       {"netpoll"},
 	"rdma/roce/...":        {"rdma/roce/..."},
