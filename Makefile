@@ -17,6 +17,7 @@ SOAK_FUZZ_TIME ?= 3m
 
 # Looked up when used: deps may have installed them by then.
 have_dpdk = pkg-config --exists libdpdk 2>/dev/null && command -v "$${CC:-gcc}" >/dev/null
+have_verbs = pkg-config --exists libibverbs 2>/dev/null && command -v "$${CC:-gcc}" >/dev/null
 # Packages whose files depend on the build tag dpdk, and those that use them.
 DPDK_PACKAGES := ./dpdk/... ./internal/transports/... ./cmd/...
 # Packages without system calls, whose tests mean the same under qemu-user.
@@ -25,23 +26,24 @@ PURE_PACKAGES := ./serialize/... ./rdma/roce/...
 .PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test deps-softroce
 all: build
 
-# bin/millrace is pure Go and runs anywhere. bin/millrace-dpdk adds the ports of
-# libdpdk; the first starts the second where a command asks for such a port.
+# bin/millrace is pure Go and runs anywhere. bin/millrace-native adds the C libraries that
+# are here: libdpdk's ports, libibverbs' devices; the first starts the second where a
+# command asks for one.
 build: deps-build
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
-	@if $(have_dpdk); then \
-		echo "$(GO) build -tags dpdk -o bin/millrace-dpdk ./cmd/millrace  # libdpdk $$(pkg-config --modversion libdpdk)"; \
-		CGO_ENABLED=1 $(GO) build -tags dpdk -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace-dpdk ./cmd/millrace; \
-	else \
-		rm -f bin/millrace-dpdk; \
-		echo "built without tag dpdk: libdpdk's development files or a C compiler are missing (scripts/deps.sh build)"; \
+	@rm -f bin/millrace-native; tags=; \
+	if $(have_dpdk); then tags=dpdk; else echo "built without tag dpdk: libdpdk's development files or a C compiler are missing (scripts/deps.sh build)"; fi; \
+	if $(have_verbs); then tags=$${tags:+$$tags,}verbs; else echo "built without tag verbs: libibverbs' development files or a C compiler are missing (scripts/deps.sh build)"; fi; \
+	if [ -n "$$tags" ]; then \
+		echo "CGO_ENABLED=1 $(GO) build -tags $$tags -o bin/millrace-native ./cmd/millrace"; \
+		CGO_ENABLED=1 $(GO) build -tags $$tags -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace-native ./cmd/millrace; \
 	fi
 
 bench: deps-bench build
 	bin/millrace bench $(BENCH_ARGS)
 
-test: deps-test lint
+test: deps-test deps-softroce lint
 	CGO_ENABLED=0 $(GO) build ./...
 	CGO_ENABLED=0 $(GO) test ./...
 	CGO_ENABLED=1 $(GO) test -race -tags invariants ./...
@@ -59,12 +61,16 @@ test: deps-test lint
 		echo "SKIP: arm64 tests: qemu-aarch64-static is missing (Debian: qemu-user-static)"; \
 	fi
 	scripts/fuzz.sh $(FUZZ_TIME)
+	@if ! $(have_verbs); then echo "SKIP: kernel Soft-RoCE: libibverbs' development files are missing (scripts/deps.sh softroce)"; \
+	elif why=$$(scripts/soft-roce/with-device.sh --prepare 2>&1); then $(MAKE) --no-print-directory test-softroce; \
+	else echo "SKIP: kernel Soft-RoCE: neither on this machine nor in a guest: $$why"; fi
 
 # What takes too long for every change: many seeds, many kills, long fuzzing.
 soak: deps-test build
 	CGO_ENABLED=1 $(GO) test -tags soak -timeout 120m ./...
 	CGO_ENABLED=1 $(GO) test -race -tags soak,invariants -timeout 240m ./...
 	scripts/fuzz.sh $(SOAK_FUZZ_TIME)
+	$(MAKE) --no-print-directory test-softroce SOFTROCE_TAGS=verbs,invariants,soak
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
@@ -73,8 +79,14 @@ lint:
 	$(GO) vet -tags soak,invariants ./...
 	CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./...
 	@if $(have_dpdk); then echo "$(GO) vet -tags dpdk ./..."; $(GO) vet -tags dpdk ./...; fi
+	@if $(have_verbs); then echo "$(GO) vet -tags verbs ./..."; $(GO) vet -tags verbs ./...; fi
+	@if $(have_verbs) && command -v aarch64-linux-gnu-gcc >/dev/null; then \
+		echo "GOARCH=arm64 $(GO) vet -tags verbs ./rdma/verbs"; \
+		CGO_ENABLED=1 GOARCH=arm64 CC=aarch64-linux-gnu-gcc $(GO) vet -tags verbs ./rdma/verbs; \
+	fi
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 	@if $(have_dpdk); then echo "staticcheck -tags dpdk"; $(GO) tool -modfile=tools/go.mod staticcheck -tags dpdk $(DPDK_PACKAGES); fi
+	@if $(have_verbs); then echo "staticcheck -tags verbs"; $(GO) tool -modfile=tools/go.mod staticcheck -tags verbs ./rdma/verbs ./cmd/...; fi
 	$(GO) run ./internal/lint/imports
 
 fmt:
@@ -91,6 +103,7 @@ deps-build deps-bench deps-test deps-softroce: deps-%:
 # Kernel Soft-RoCE (rdma_rxe), on this machine's kernel where it has that, else in a guest;
 # see scripts/soft-roce. Everything is built here, the guest only runs it.
 .PHONY: test-softroce bench-softroce softroce-programs
+SOFTROCE_TAGS       ?= verbs,invariants
 SOFTROCE_BENCH_ARGS ?= --transports tcp,rdma --topology local --workload rtt
 
 softroce-programs: deps-softroce
@@ -98,8 +111,7 @@ softroce-programs: deps-softroce
 	CGO_ENABLED=1 $(GO) build -tags verbs -trimpath -ldflags '$(LDFLAGS)' -o out/softroce/millrace ./cmd/millrace
 
 test-softroce: softroce-programs
-	CGO_ENABLED=1 $(GO) vet -tags verbs ./...
-	CGO_ENABLED=1 $(GO) test -c -tags verbs,invariants -o out/softroce/verbs.test ./rdma/verbs
+	CGO_ENABLED=1 $(GO) test -c -tags $(SOFTROCE_TAGS) -o out/softroce/verbs.test ./rdma/verbs
 	scripts/soft-roce/with-device.sh --timeout 1200 -- scripts/soft-roce/test.sh out/softroce
 
 bench-softroce: softroce-programs

@@ -7,7 +7,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-build=(gcc libc6-dev pkg-config libdpdk-dev)
+build=(gcc libc6-dev pkg-config libdpdk-dev libibverbs-dev)
 case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;

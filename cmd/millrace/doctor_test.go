@@ -65,7 +65,7 @@ func TestDoctorCommand(t *testing.T) {
 	}
 }
 
-func TestWhichCommandsWantLibdpdk(t *testing.T) {
+func TestWhichCommandsWantCLibraries(t *testing.T) {
 	for args, want := range map[string]bool{
 		"":                                  false,
 		"doctor --json":                     true,
@@ -76,8 +76,11 @@ func TestWhichCommandsWantLibdpdk(t *testing.T) {
 		"broker --listen dpdk://127.0.0.1:1?port=net_memif":                true,
 		"proxy --listen tcp://[::1]:1 --broker=dpdk://h:2?port=net_memif0": true,
 		"produce --topic port=net_memif":                                   false,
+		"produce --to rdma://127.0.0.1:1?device=rxe0":                      true,
+		"produce --to rdma://127.0.0.1:1":                                  false, // the engine in pure Go
+		"produce --to rdma://127.0.0.1:1?device=softroce+udp":              false,
 	} {
-		if got := wantsLibdpdk(strings.Fields(args)); got != want {
+		if got := wantsNative(strings.Fields(args)); got != want {
 			t.Errorf("%q: %v", args, got)
 		}
 	}

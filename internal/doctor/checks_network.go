@@ -214,7 +214,7 @@ func fixOf(err error) string {
 func libibverbs(_ context.Context, h *Host) Check {
 	if !h.HasVerbs {
 		return Check{
-			Status: Missing, Found: "this program was built without it",
+			Status: Missing, Found: "neither in this program nor beside it as millrace-native",
 			Means: "RDMA devices of the kernel are listed and not used",
 			Fix:   fixOf(verbs.ErrNotBuilt),
 		}
@@ -264,7 +264,7 @@ func libdpdk(ctx context.Context, h *Host) Check {
 	case err == nil:
 		return Check{Found: file + " has it; it starts by itself for an address that names such a port"}
 	case errors.Is(err, fs.ErrNotExist):
-		c.Found, c.Fix = "neither in this program nor beside it as millrace-dpdk", "apt-get install libdpdk-dev gcc pkg-config && make build"
+		c.Found, c.Fix = "neither in this program nor beside it as millrace-native", "apt-get install libdpdk-dev gcc pkg-config && make build"
 	default:
 		c.Found, c.Fix = err.Error(), "apt-get install libdpdk-dev, or rebuild for the version that is installed: make build"
 	}

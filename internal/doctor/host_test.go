@@ -249,7 +249,7 @@ func TestFindings(t *testing.T) {
 		{name: "no uverbs", files: files{"sys/class/infiniband_verbs/uverbs0/ibdev": ""}, check: "rdma devices", status: Missing, fix: "modprobe ib_uverbs"},
 		{name: "device file closed", host: func(h *Host) { h.OpenDevice = func(string) error { return fs.ErrPermission } }, check: "rdma devices", status: Missing, fix: "chmod"},
 
-		{name: "without verbs", host: func(h *Host) { h.HasVerbs = false }, check: "libibverbs", status: Missing, found: "built without", fix: "-tags verbs"},
+		{name: "without verbs", host: func(h *Host) { h.HasVerbs = false }, check: "libibverbs", status: Missing, found: "millrace-native", fix: "-tags verbs"},
 		{name: "no libibverbs", files: files{"usr/lib/x86_64-linux-gnu/libibverbs.so.1": ""}, check: "libibverbs", status: Degraded, fix: "libibverbs1"},
 
 		{name: "no memfd", host: func(h *Host) { h.SharedMemory = func() error { return unix.ENOSYS } }, check: "memif", status: Missing, fix: "seccomp", wanted: true},
@@ -258,8 +258,8 @@ func TestFindings(t *testing.T) {
 
 		{name: "libdpdk beside", host: func(h *Host) {
 			h.Libdpdk = ""
-			h.Sibling = func(context.Context) (string, error) { return "/opt/millrace-dpdk", nil }
-		}, check: "libdpdk", status: OK, found: "/opt/millrace-dpdk"},
+			h.Sibling = func(context.Context) (string, error) { return "/opt/millrace-native", nil }
+		}, check: "libdpdk", status: OK, found: "/opt/millrace-native"},
 		{name: "no libdpdk", host: func(h *Host) { h.Libdpdk = "" }, check: "libdpdk", status: Missing, fix: "libdpdk-dev"},
 		{name: "libdpdk does not start", host: func(h *Host) {
 			h.Libdpdk = ""

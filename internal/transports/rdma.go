@@ -14,13 +14,16 @@ import (
 	"github.com/millrace/millrace/rdma/verbs"
 )
 
-// SoftRoCEUDP is the user-space RoCEv2 engine over a UDP socket.
-const SoftRoCEUDP = "softroce+udp"
+// The user-space RoCEv2 engine. Its devices reach each other, whichever they are.
+const (
+	SoftRoCEUDP    = "softroce+udp"          // over a UDP socket
+	SoftRoCEPacket = softroce.PacketLinkName // over packet sockets, which need CAP_NET_RAW
+)
 
 var rdmaTransport = Transport{
 	Scheme: "rdma", Param: "device",
 	Devices: func() []Device {
-		devices := []Device{{Name: SoftRoCEUDP, Default: true, Probe: available, New: newSoftRoCE}}
+		devices := []Device{{Name: SoftRoCEUDP, Default: true, Probe: available, New: newSoftRoCEUDP}, packetDevice(SoftRoCEPacket)}
 		ports, _ := verbs.List() // none that can be listed: none
 		var names []string
 		for i := range ports {
@@ -33,13 +36,15 @@ var rdmaTransport = Transport{
 		}
 		return devices
 	},
-	Other: packetDevice, OtherNames: softroce.PacketLinkName + "NETDEV",
+	Other: packetDevice, OtherNames: SoftRoCEPacket + ":NETDEV",
 }
 
-// packetDevice is the user-space RoCEv2 engine on a network device of the kernel's.
+// packetDevice is the user-space RoCEv2 engine on packet sockets: of the network
+// device that the name goes on with, where it meets everything that speaks RoCEv2, or
+// as another way to the peers of SoftRoCEUDP.
 func packetDevice(name string) Device {
-	netdev, ok := strings.CutPrefix(name, softroce.PacketLinkName)
-	if !ok || netdev == "" {
+	netdev, named := strings.CutPrefix(name, SoftRoCEPacket+":")
+	if name != SoftRoCEPacket && (!named || netdev == "") {
 		return Device{}
 	}
 	return Device{
@@ -51,19 +56,21 @@ func packetDevice(name string) Device {
 			return nil
 		},
 		New: func(u *url.URL) (netpoll.Backend, error) {
-			if err := addressOnly(u, "device"); err != nil {
-				return nil, err
-			}
-			local, err := localAddr(u)
-			if err != nil {
-				return nil, err
-			}
-			return deviceParam{rdma.NewEventLoop(softroce.NewPacketFabric(netdev, local, softroce.Options{}), rdma.EventLoopOptions{}), []string{"device"}}, nil
+			return newSoftRoCE(u, func(local netip.AddrPort) rdma.Fabric {
+				if netdev == "" {
+					return softroce.NewRawFabric(local, softroce.Options{})
+				}
+				return softroce.NewPacketFabric(netdev, local, softroce.Options{})
+			})
 		},
 	}
 }
 
-func newSoftRoCE(u *url.URL) (netpoll.Backend, error) {
+func newSoftRoCEUDP(u *url.URL) (netpoll.Backend, error) {
+	return newSoftRoCE(u, func(local netip.AddrPort) rdma.Fabric { return softroce.NewFabric(local, softroce.Options{}) })
+}
+
+func newSoftRoCE(u *url.URL, fabric func(local netip.AddrPort) rdma.Fabric) (netpoll.Backend, error) {
 	if err := addressOnly(u, "device"); err != nil {
 		return nil, err
 	}
@@ -71,7 +78,18 @@ func newSoftRoCE(u *url.URL) (netpoll.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return deviceParam{rdma.NewEventLoop(softroce.NewFabric(local, softroce.Options{}), rdma.EventLoopOptions{}), []string{"device"}}, nil
+	return deviceParam{rdma.NewEventLoop(fabric(local), rdma.EventLoopOptions{}), []string{"device"}}, nil
+}
+
+// NamesVerbs tells whether an rdma:// address asks for a device of libibverbs: any
+// that is not the user-space engine's.
+func NamesVerbs(address string) bool {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "rdma" {
+		return false
+	}
+	device := query(u, "device")
+	return device != "" && !strings.HasPrefix(device, "softroce")
 }
 
 // verbsDevice is an RNIC or the kernel's Soft-RoCE, through libibverbs.

@@ -38,7 +38,7 @@ var (
 	// ErrNotBuilt says that this binary has no verbs in it.
 	ErrNotBuilt error = &Error{
 		Op: "open", Err: notSupported("this binary was built without the tag verbs"),
-		Fix: "install gcc and libibverbs-dev (Debian's name; rdma-core-devel on Fedora), then rebuild with `CGO_ENABLED=1 go build -tags verbs`",
+		Fix: "install gcc and libibverbs-dev (Debian's name; rdma-core-devel on Fedora), then make build (CGO_ENABLED=1 go build -tags verbs)",
 	}
 	// ErrNoDevice is wrapped where no RDMA device can be used at all.
 	ErrNoDevice error = notSupported("no RDMA device")

@@ -50,13 +50,12 @@ for n in "$limit" "$memory" "$cpus"; do
 done
 case $want in auto | kvm | tcg) ;; *) usage "no accelerator '$want'" ;; esac
 
+command -v qemu-system-x86_64 >/dev/null ||
+	die "qemu-system-x86_64 is missing; fix: apt-get install --no-install-recommends qemu-system-x86"
 # shellcheck source=guest-kernel.sh
 . "$here/guest-kernel.sh"
 prepare_kernel "$cache" "$here/guest-init" || exit 125
 [ -z "$prepare" ] || exit 0
-
-command -v qemu-system-x86_64 >/dev/null ||
-	die "qemu-system-x86_64 is missing; fix: apt-get install --no-install-recommends qemu-system-x86"
 
 # A run that was killed with SIGKILL could not remove its folder: the next one does.
 mkdir -p "$cache/runs" || die "cannot write to $cache"

@@ -3,11 +3,13 @@
 # rdma_rxe and we are root, else in a guest.
 #
 #   with-device.sh [OPTIONS OF guest.sh] [--] CMD [ARG…]
+#   with-device.sh --prepare
 #
 # The command finds the device in MILLRACE_RDMA_DEVICE, and the other end of its veth in
 # MILLRACE_RDMA_PEER_NETNS, …_PEER_ADDRESS and …_PEER_ADDRESS6. Its exit status is that
 # of CMD.
-# The device is gone afterwards.
+# The device is gone afterwards. --prepare runs nothing: it tells with its exit status,
+# and the reason, whether a command could be run, having downloaded what that takes.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
@@ -33,6 +35,13 @@ if [ "${1-}" = --here ]; then
 	exit $?
 fi
 
+here_possible() { [ "$(module_state)" != absent ] && [ "$(id -u)" -eq 0 ] && command -v rdma >/dev/null; }
+
+if [ "${1-}" = --prepare ]; then
+	here_possible && exit 0
+	exec "$here/guest.sh" --prepare
+fi
+
 options=() command=()
 while [ $# -gt 0 ]; do
 	case $1 in
@@ -46,7 +55,7 @@ done
 command=("$@")
 [ ${#command[@]} -gt 0 ] || die "usage: with-device.sh [OPTIONS OF guest.sh] [--] CMD [ARG…]" 2
 
-if [ "$(module_state)" != absent ] && [ "$(id -u)" -eq 0 ] && command -v rdma >/dev/null; then
+if here_possible; then
 	limit=600 out=
 	for ((i = 0; i < ${#options[@]}; i += 2)); do
 		case ${options[i]} in
