@@ -98,7 +98,7 @@ func (r receiver) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) { r.got <- b
 func TestNamedDevices(t *testing.T) {
 	for _, u := range []string{
 		"tcp://127.0.0.1:0", "rdma://127.0.0.1:0?device=softroce+udp", "dpdk://127.0.0.1:0?port=memif", "dpdk://127.0.0.1:0?port=net_memif0",
-		"rdma://127.0.0.1:0?device=softroce+packet:lo",
+		"rdma://127.0.0.1:0?device=softroce+packet", "rdma://127.0.0.1:0?device=softroce+packet:lo",
 	} {
 		t.Run(u, func(t *testing.T) {
 			start := func() *netpoll.Loop {

@@ -51,7 +51,7 @@ type Options struct {
 	// least 16, at most 65,536 and the link's Queue (if that is 16 or more).
 	Window int
 	// AckDelay is how long an acknowledgement may wait for others to join it;
-	// default 25 µs, negative for none. It goes out earlier after 16 packets and
+	// default 200 µs, negative for none. It goes out earlier after 16 packets and
 	// before the loop sleeps, and never before data that is ready to be sent.
 	AckDelay time.Duration
 	// PeerTimeout is how long a queue pair with unacknowledged data waits for any
@@ -75,7 +75,7 @@ func (o Options) withDefaults(a LinkAttr) Options {
 	o.Window = max(min(o.Window, a.Queue, maxWindow), minWindow)
 	switch {
 	case o.AckDelay == 0:
-		o.AckDelay = 25 * time.Microsecond
+		o.AckDelay = 200 * time.Microsecond
 	case o.AckDelay < 0:
 		o.AckDelay = 0
 	}

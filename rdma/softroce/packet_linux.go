@@ -17,9 +17,8 @@ import (
 	"github.com/millrace/millrace/rdma/roce"
 )
 
-// PacketLinkName begins the names of links over packet sockets; the network
-// device's follows.
-const PacketLinkName = "softroce+packet:"
+// PacketLinkName is the name of links over packet sockets.
+const PacketLinkName = "softroce+packet"
 
 const (
 	// askEvery is how often an unanswered question for a MAC address is repeated,
@@ -29,10 +28,11 @@ const (
 	confirmEvery = time.Second
 )
 
-// PacketLink carries packets over a packet socket (packet(7)) of one network device.
-// Unlike a UDP socket it sees and writes the whole header: it speaks with every
-// RoCEv2 peer over IPv4 too, and checks the whole ICRC. Received packets are read
-// where the kernel put them, without a system call. It needs CAP_NET_RAW.
+// PacketLink carries packets over a packet socket (packet(7)) of one network device,
+// and of the loopback device for peers on this machine. Unlike a UDP socket it sees
+// and writes the whole header: it speaks with every RoCEv2 peer over IPv4 too, and
+// checks the whole ICRC. Received packets are read where the kernel put them, without
+// a system call. It needs CAP_NET_RAW, and passes the machine's packet filter by.
 //
 // The kernel keeps the addresses, routes and neighbours of the network device; the
 // link asks it. A packet to a neighbour whose MAC address is not known yet is lost
@@ -43,7 +43,7 @@ type PacketLink struct {
 	sink    int // UDP socket that keeps the kernel from refusing what comes for the link
 	attr    LinkAttr
 	tx      txPool
-	loop    bool // the loopback device: no MAC addresses
+	lo      int // index of the loopback device
 	started time.Time
 
 	stats PacketStats
@@ -64,15 +64,18 @@ type PacketStats struct {
 // packetPath is a way to a peer.
 type packetPath struct {
 	dst   netip.AddrPort
-	hop   netip.Addr // the peer, or the gateway
+	to    unix.RawSockaddrLinklayer // the network device to send on
+	hop   netip.Addr                // the peer, or the gateway
 	head  packetHeader
+	local bool          // the peer is on this machine: no MAC addresses
 	known bool          // the MAC address of hop
 	again time.Duration // when to ask for it again, since PacketLink.started
 }
 
-// NewPacketLink opens a link on the network device of that name. addr is one of its
-// addresses; port 0 stands for 4791. The port is shared: other links and the kernel's
-// rdma_rxe may use it at the same address, for each takes its own queue pair numbers.
+// NewPacketLink opens a link at addr, which is an address of the network device
+// netdev; empty: of the one that has the address. Port 0 lets the kernel choose.
+// Links may share a port, and with the kernel's rdma_rxe port 4791: each takes its own
+// queue pair numbers, see FilterQPNs.
 func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error) {
 	defer func() {
 		if err != nil {
@@ -82,16 +85,25 @@ func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error
 	l = &PacketLink{sink: -1, started: time.Now()}
 	l.sock.fd = -1
 	ip := addr.Addr().Unmap()
+	if netdev == "" {
+		ifc, err := interfaceOf(ip)
+		if err != nil {
+			return l, err
+		}
+		netdev = ifc.Name
+	}
 	if l.dev, err = rtnetlink.Open(netdev); err != nil {
 		return l, err
 	}
 	if err := l.checkDevice(ip); err != nil {
 		return l, err
 	}
-	if addr.Port() == 0 {
-		addr = netip.AddrPortFrom(ip, roce.UDPPort)
+	ifs, err := net.Interfaces()
+	if err != nil {
+		return l, err
 	}
-	local := netip.AddrPortFrom(ip.WithZone(""), addr.Port())
+	lo, _ := loopback(ifs)
+	l.lo = lo.Index
 	headers := ip4Len + udpLen
 	if ip.Is6() {
 		headers = ip6Len + udpLen
@@ -100,32 +112,35 @@ func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error
 	if mtu < roce.MinPacket {
 		return l, fmt.Errorf("its MTU of %d bytes is too small for RoCEv2", l.dev.MTU)
 	}
-	l.loop = l.dev.Flags&net.FlagLoopback != 0
-	if l.sink, err = openSink(local, l.dev.Index); err != nil {
+	local := netip.AddrPortFrom(ip.WithZone(""), addr.Port())
+	if l.sink, local, err = openSink(local, l.dev.Index); err != nil {
 		return l, err
 	}
-	if err := l.sock.open(l.dev.Index, local, mtu+headers); err != nil {
+	l.attr = LinkAttr{Name: PacketLinkName, Local: local, MTU: mtu}
+	l.sock.link = l
+	if err := l.sock.open(mtu + headers); err != nil {
 		if errors.Is(err, unix.EPERM) {
 			err = fmt.Errorf("%w: run as root, or give the program CAP_NET_RAW (setcap cap_net_raw+ep)", err)
 		}
 		return l, err
 	}
+	l.attr.Queue = l.sock.ring.slots
 	l.tx = newTxPool(headroom, mtu)
-	l.sock.link = l
-	l.attr = LinkAttr{Name: PacketLinkName + netdev, Local: local, MTU: mtu, Queue: l.sock.ring.slots}
 	return l, nil
 }
 
 // ProbePacketLink tells why this process cannot have a link on the network device of
-// that name.
+// that name; empty: on any.
 func ProbePacketLink(netdev string) error {
-	dev, err := rtnetlink.Open(netdev)
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	if err := (&PacketLink{dev: dev}).usable(); err != nil {
-		return err
+	if netdev != "" {
+		dev, err := rtnetlink.Open(netdev)
+		if err != nil {
+			return err
+		}
+		defer dev.Close()
+		if err := (&PacketLink{dev: dev}).usable(); err != nil {
+			return err
+		}
 	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -169,45 +184,50 @@ func (l *PacketLink) checkDevice(ip netip.Addr) error {
 	return fmt.Errorf("%v is not one of its addresses (%s)", ip, strings.Join(have, ", "))
 }
 
-// openSink binds a socket that drops all it gets: packets of the link reach the
-// kernel's UDP too, which would tell the peers that nobody is here. Where somebody
-// else has port 4791 already, it tells them nothing. -1: none is needed.
-func openSink(local netip.AddrPort, ifindex int) (fd int, err error) {
+// openSink binds a socket that drops all it gets, and returns its address: packets of
+// the link reach the kernel's UDP too, which would tell the peers that nobody is here.
+// Where somebody else has port 4791 already, it tells them nothing. fd -1: none is
+// needed.
+func openSink(local netip.AddrPort, ifindex int) (fd int, bound netip.AddrPort, err error) {
 	family := unix.AF_INET
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(local.Port()), Addr: [4]byte(local.Addr().AsSlice()[:4])}
 	if local.Addr().Is6() {
 		family = unix.AF_INET6
-		sa = &unix.SockaddrInet6{Port: int(local.Port()), Addr: local.Addr().As16()}
+		sa6 := &unix.SockaddrInet6{Port: int(local.Port()), Addr: local.Addr().As16()}
 		if local.Addr().IsLinkLocalUnicast() {
-			sa.(*unix.SockaddrInet6).ZoneId = uint32(ifindex)
+			sa6.ZoneId = uint32(ifindex)
 		}
+		sa = sa6
 	}
 	if fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return -1, bound, os.NewSyscallError("socket", err)
 	}
 	err = attachFilter(fd, []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K}})
-	if err == nil {
-		// Links share a port. Trains that come here need not be cut up to be dropped.
-		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
+	if err == nil && local.Port() != 0 { // links share a port that was asked for
 		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 	}
 	if err == nil {
+		// Trains that come here need not be cut up to be dropped.
+		_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1)
 		err = os.NewSyscallError("bind", unix.Bind(fd, sa))
+	}
+	if err == nil {
+		bound, err = localAddr(fd)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		if errors.Is(err, unix.EADDRINUSE) && local.Port() == roce.UDPPort {
-			return -1, nil
+			return -1, local, nil
 		}
-		return -1, err
+		return -1, bound, err
 	}
-	return fd, nil
+	return fd, bound, nil
 }
 
 // FilterQPNs lets the kernel drop packets for other queue pair numbers than the 2^12
 // from first on, a Device.QPNBlock, before they reach the link.
 func (l *PacketLink) FilterQPNs(first uint32) error {
-	return attachFilter(l.sock.fd, packetFilter(l.attr.Local, first, qpnBlock))
+	return attachFilter(l.sock.fd, packetFilter(l.attr.Local, l.dev.Index, l.lo, first, qpnBlock))
 }
 
 // Attr implements Link.
@@ -235,18 +255,18 @@ func (l *PacketLink) Path(dst netip.AddrPort) (Path, error) {
 	if !dst.IsValid() || dst.Port() == 0 || dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
 		return fail(errors.New("both must be of one IP version and name a UDP port"))
 	}
-	p := &packetPath{dst: dst, hop: dst.Addr(), head: newPacketHeader(l.sock.vnet, l.attr.Local, dst), known: l.loop}
-	if !l.loop {
-		r, err := l.dev.Route(dst.Addr())
-		if err != nil {
-			return fail(err)
-		}
-		if r.Local {
-			return fail(errors.New("it is an address of this machine, which only the device lo reaches"))
-		}
-		if r.Gateway.IsValid() {
-			p.hop = r.Gateway
-		}
+	r, err := l.dev.Route(dst.Addr())
+	if err != nil {
+		return fail(err)
+	}
+	p := &packetPath{dst: dst, hop: dst.Addr(), head: newPacketHeader(l.sock.vnet, l.attr.Local, dst), local: r.Local, known: r.Local}
+	p.to = unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Protocol: l.sock.protocol(), Ifindex: int32(l.dev.Index)}
+	if r.Gateway.IsValid() {
+		p.hop = r.Gateway
+	}
+	if p.local {
+		p.to.Ifindex = int32(l.lo)
+	} else {
 		l.find(p)
 	}
 	return Path{Dst: dst, Pseudo: roce.AppendPseudo(nil, l.attr.Local, dst), Link: p}, nil
@@ -266,7 +286,7 @@ func (l *PacketLink) find(p *packetPath) {
 
 // ready tells whether packets can be sent on p now.
 func (l *PacketLink) ready(p *packetPath, now time.Duration) bool {
-	if !l.loop && now >= p.again {
+	if !p.local && now >= p.again {
 		l.find(p)
 	}
 	return p.known

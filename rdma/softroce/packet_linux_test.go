@@ -87,7 +87,7 @@ func (n *netns) vethLink(t testing.TB, kind string, i int, v6 bool) (l Link) {
 	n.in(t, i, func() {
 		var err error
 		if kind == "packet" {
-			l, err = NewPacketLink("veth", netip.AddrPortFrom(vethAddr(i, v6), 0))
+			l, err = NewPacketLink("veth", netip.AddrPortFrom(vethAddr(i, v6), roce.UDPPort))
 		} else {
 			l, err = NewUDPLink(netip.AddrPortFrom(vethAddr(i, v6), roce.UDPPort))
 		}
@@ -192,7 +192,7 @@ func TestPacketLinksShareAPort(t *testing.T) {
 	var links [4]Link
 	ns.in(t, 0, func() {
 		for i := range links {
-			l, err := NewPacketLink("lo", netip.MustParseAddrPort("127.0.0.1:0"))
+			l, err := NewPacketLink("lo", netip.MustParseAddrPort("127.0.0.1:4791"))
 			if err != nil {
 				t.Error(err)
 				return
@@ -220,6 +220,38 @@ func TestPacketLinksShareAPort(t *testing.T) {
 		if s := n.dev.Stats(); s.Dropped() != 0 || s.RxPackets == 0 {
 			t.Errorf("%+v", s)
 		}
+	}
+}
+
+// A link serves peers on the same machine over loopback, and the others over its
+// network device; the port is one that the kernel chose.
+func TestPacketLinkReachesThisMachine(t *testing.T) {
+	ns := newNetns(t, 1500)
+	var links [2]Link
+	ns.in(t, 0, func() {
+		for i := range links {
+			l, err := NewPacketLink("", netip.MustParseAddrPort("192.0.2.1:0"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			links[i] = l
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	if links[0].Attr().Local.Port() == links[1].Attr().Local.Port() {
+		t.Error("both have one port")
+	}
+	a, b := connectPair(t, links[0], links[1], options{slot: 8188})
+	exchange(t, newTraffic(1, 1000, 8188), a, b)
+	if s := b.dev.Stats(); s.Dropped() != 0 {
+		t.Errorf("%+v", s)
+	}
+	remote, err := links[0].Path(netip.AddrPortFrom(vethAddr(1, false), 4791))
+	if err != nil || remote.Link.(*packetPath).local || remote.Link.(*packetPath).to.Ifindex == a.qp.(*queuePair).path.Link.(*packetPath).to.Ifindex {
+		t.Errorf("%+v, %v", remote.Link, err)
 	}
 }
 
@@ -454,9 +486,6 @@ func TestPacketLinkFindsNeighbours(t *testing.T) {
 	}
 	if _, err := la.Path(netip.MustParseAddrPort("203.0.113.9:4791")); err == nil || !strings.Contains(err.Error(), "route") {
 		t.Errorf("a path to nowhere: %v", err)
-	}
-	if _, err := la.Path(netip.AddrPortFrom(vethAddr(0, false), 4791)); err == nil || !strings.Contains(err.Error(), "lo") {
-		t.Errorf("a path to itself: %v", err)
 	}
 }
 

@@ -107,12 +107,14 @@ func slotFrame(slot []byte) (vnet, frame []byte) {
 }
 
 // packetFilter is the socket filter (bpf(4)) of frames for local: whole UDP packets,
-// untagged, addressed to this machine, for one of the qpns numbers from firstQPN
-// on. qpns is a power of two of at least 2^8, and firstQPN a multiple of it.
-func packetFilter(local netip.AddrPort, firstQPN, qpns uint32) []unix.SockFilter {
+// untagged, addressed to this machine, from the network device with index dev or lo,
+// for one of the qpns numbers from firstQPN on. qpns is a power of two of at least
+// 2^8, and firstQPN a multiple of it.
+func packetFilter(local netip.AddrPort, dev, lo int, firstQPN, qpns uint32) []unix.SockFilter {
 	const (
 		ancillary = 0xfffff000 // SKF_AD_OFF
 		pktType   = ancillary + 4
+		ifindex   = ancillary + 8
 		vlan      = ancillary + 48 // SKF_AD_VLAN_TAG_PRESENT
 	)
 	var f []unix.SockFilter
@@ -124,6 +126,10 @@ func packetFilter(local netip.AddrPort, firstQPN, qpns uint32) []unix.SockFilter
 		}
 		f = append(f, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: k})
 	}
+	f = append(f, // where it is dev, the next instruction is left out
+		unix.SockFilter{Code: unix.BPF_LD | unix.BPF_ABS | unix.BPF_W, K: ifindex},
+		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(dev), Jt: 1})
+	f = append(f, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: uint32(lo)})
 	udp := uint32(etherLen + ip6Len)
 	want(unix.BPF_W, pktType, 0, unix.PACKET_HOST)
 	want(unix.BPF_W, vlan, 0, 0)
@@ -146,7 +152,7 @@ func packetFilter(local netip.AddrPort, firstQPN, qpns uint32) []unix.SockFilter
 	}
 	f = append(f, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 1 << 18}, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K})
 	for i := range f {
-		if f[i].Code == unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K {
+		if f[i].Code == unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K && f[i].Jt == 0 {
 			f[i].Jf = uint8(len(f) - 2 - i) // to the last instruction
 		}
 	}

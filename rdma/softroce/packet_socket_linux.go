@@ -1,7 +1,6 @@
 package softroce
 
 import (
-	"net/netip"
 	"os"
 	"unsafe"
 
@@ -26,7 +25,6 @@ const (
 type packetSocket struct {
 	link   *PacketLink
 	fd     int
-	local  netip.AddrPort
 	vnet   bool // frames carry a virtio_net_hdr
 	trains bool // the kernel sends trains
 	ring   packetRing
@@ -48,13 +46,12 @@ type packetSocket struct {
 	txTrain [burst]int // frames in each message
 }
 
-// open makes the socket, which receives for local from then on. mtu is the longest
-// IP packet that is no train.
-func (s *packetSocket) open(ifindex int, local netip.AddrPort, mtu int) (err error) {
+// open makes the socket, which receives for its link from then on. mtu is the
+// longest IP packet that is no train.
+func (s *packetSocket) open(mtu int) (err error) {
 	if s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0); err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	s.local = local
 	set := func(option, value int) {
 		if err == nil {
 			err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(s.fd, unix.SOL_PACKET, option, value))
@@ -72,7 +69,8 @@ func (s *packetSocket) open(ifindex int, local netip.AddrPort, mtu int) (err err
 	if err != nil {
 		return err
 	}
-	if err := attachFilter(s.fd, packetFilter(local, 0, 1<<24)); err != nil {
+	l := s.link
+	if err := attachFilter(s.fd, packetFilter(l.attr.Local, l.dev.Index, l.lo, 0, 1<<24)); err != nil {
 		return err
 	}
 	if s.ring, err = newPacketRing(s.fd, mtu); err != nil {
@@ -86,12 +84,19 @@ func (s *packetSocket) open(ifindex int, local netip.AddrPort, mtu int) (err err
 			}
 		}
 	}
-	protocol := uint16(unix.ETH_P_IPV6)
-	if local.Addr().Is4() {
-		protocol = unix.ETH_P_IP
+	// Bound to no device, for the filter chooses two: its own and loopback.
+	return os.NewSyscallError("bind", unix.Bind(s.fd, &unix.SockaddrLinklayer{Protocol: s.protocol()}))
+}
+
+func (s *packetSocket) v4() bool { return s.link.attr.Local.Addr().Is4() }
+
+// protocol is the EtherType in network order.
+func (s *packetSocket) protocol() uint16 {
+	p := uint16(unix.ETH_P_IPV6)
+	if s.v4() {
+		p = unix.ETH_P_IP
 	}
-	sa := unix.SockaddrLinklayer{Protocol: protocol<<8 | protocol>>8, Ifindex: ifindex}
-	return os.NewSyscallError("bind", unix.Bind(s.fd, &sa))
+	return p<<8 | p>>8
 }
 
 func (s *packetSocket) close() error {
@@ -107,7 +112,9 @@ func (s *packetSocket) close() error {
 func (s *packetSocket) send(frames []Frame) (taken, refused int, errno unix.Errno) {
 	if len(frames) == 1 {
 		b := s.whole(&frames[0], frames[0].Len, 0)
-		if _, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))); errno != 0 {
+		to := &frames[0].Path.Link.(*packetPath).to
+		if _, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)),
+			unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(to)), unix.SizeofSockaddrLinklayer); errno != 0 {
 			return 0, 1, errno
 		}
 		return 1, 0, 0
@@ -133,6 +140,7 @@ func (s *packetSocket) send(frames []Frame) (taken, refused int, errno unix.Errn
 		s.txVec[at].Base = unsafe.SliceData(b)
 		s.txVec[at].SetLen(len(b))
 		h := &s.tx[messages].hdr
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&frames[at].Path.Link.(*packetPath).to)), unix.SizeofSockaddrLinklayer
 		h.Iov = &s.txVec[at]
 		h.SetIovlen(n)
 		s.txTrain[messages] = n
@@ -159,7 +167,7 @@ func (s *packetSocket) send(frames []Frame) (taken, refused int, errno unix.Errn
 
 // number is numberTrain where the packets have identifications.
 func (s *packetSocket) number(train []Frame) {
-	if s.local.Addr().Is4() {
+	if s.v4() {
 		numberTrain(train)
 	}
 }
@@ -223,7 +231,7 @@ func (s *packetSocket) receive(frames []Frame) int {
 		if !s.vnet {
 			vnet = nil
 		}
-		if status&unix.TP_STATUS_VLAN_VALID != 0 || !parseFrame(frame, s.local, &s.head) || !s.begin(vnet, inRing) {
+		if status&unix.TP_STATUS_VLAN_VALID != 0 || !parseFrame(frame, s.link.attr.Local, &s.head) || !s.begin(vnet, inRing) {
 			st.DropHeader++
 			continue
 		}

@@ -31,7 +31,6 @@ const (
 type UDPLink struct {
 	sock mmsgSocket
 	attr LinkAttr
-	mtu  int // of the interface
 	rcv  int // receive buffer as granted, bytes
 
 	tx txPool
@@ -54,11 +53,11 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	if !ip.IsValid() || ip.IsUnspecified() || ip.IsMulticast() {
 		return nil, fmt.Errorf("softroce: UDP link at %v; give one address of this machine", addr)
 	}
-	mtu, err := interfaceMTU(ip)
+	ifc, err := interfaceOf(ip)
 	if err != nil {
 		return nil, err
 	}
-	l := &UDPLink{mtu: mtu}
+	l := &UDPLink{}
 	zone, err := zoneIndex(ip)
 	if err != nil {
 		return nil, err
@@ -81,7 +80,7 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 		headers = 48
 	}
 	l.attr = LinkAttr{
-		Name: "softroce+udp", Local: local, MTU: min(mtu-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1), Numbered: ip.Is4(),
+		Name: "softroce+udp", Local: local, MTU: min(ifc.MTU-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1), Numbered: ip.Is4(),
 	}
 	l.sock.zone = zone
 	l.sock.init(fd, ip.Is6(), trains)
@@ -164,17 +163,13 @@ func localAddr(fd int) (netip.AddrPort, error) {
 	return netip.AddrPort{}, errors.New("getsockname: unexpected address family")
 }
 
-// interfaceMTU is the MTU of the interface that owns ip.
-func interfaceMTU(ip netip.Addr) (int, error) {
+// interfaceOf is the interface that owns ip.
+func interfaceOf(ip netip.Addr) (net.Interface, error) {
 	ifs, err := net.Interfaces()
 	if err != nil {
-		return 0, fmt.Errorf("softroce: list interfaces: %w", err)
+		return net.Interface{}, fmt.Errorf("softroce: list interfaces: %w", err)
 	}
-	var loopback int
 	for _, ifc := range ifs {
-		if ifc.Flags&net.FlagLoopback != 0 {
-			loopback = ifc.MTU
-		}
 		addrs, err := ifc.Addrs()
 		if err != nil {
 			continue
@@ -182,15 +177,24 @@ func interfaceMTU(ip netip.Addr) (int, error) {
 		for _, a := range addrs {
 			if n, ok := a.(*net.IPNet); ok {
 				if o, ok := netip.AddrFromSlice(n.IP); ok && o.Unmap() == ip.WithZone("") {
-					return ifc.MTU, nil
+					return ifc, nil
 				}
 			}
 		}
 	}
-	if ip.IsLoopback() && loopback > 0 { // all of 127.0.0.0/8 is local
-		return loopback, nil
+	if lo, ok := loopback(ifs); ok && ip.IsLoopback() { // all of 127.0.0.0/8 is local
+		return lo, nil
 	}
-	return 0, fmt.Errorf("softroce: no interface of this machine has the address %v", ip)
+	return net.Interface{}, fmt.Errorf("softroce: no interface of this machine has the address %v", ip)
+}
+
+func loopback(ifs []net.Interface) (net.Interface, bool) {
+	for _, ifc := range ifs {
+		if ifc.Flags&net.FlagLoopback != 0 {
+			return ifc, true
+		}
+	}
+	return net.Interface{}, false
 }
 
 func zoneIndex(ip netip.Addr) (uint32, error) {
