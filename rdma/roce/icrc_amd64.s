@@ -9,6 +9,16 @@ DATA fold64<>+0(SB)/8, $0x154442bd4
 DATA fold64<>+8(SB)/8, $0x1c6e41596
 GLOBL fold64<>(SB), RODATA|NOPTR, $16
 
+// x^(3·128+32), x^(3·128-32): 48 bytes on
+DATA fold48<>+0(SB)/8, $0x3db1ecdc
+DATA fold48<>+8(SB)/8, $0x174359406
+GLOBL fold48<>(SB), RODATA|NOPTR, $16
+
+// x^(2·128+32), x^(2·128-32): 32 bytes on
+DATA fold32<>+0(SB)/8, $0xf1da05aa
+DATA fold32<>+8(SB)/8, $0x15a546366
+GLOBL fold32<>(SB), RODATA|NOPTR, $16
+
 // x^(128+32), x^(128-32): 16 bytes on
 DATA fold16<>+0(SB)/8, $0x1751997d0
 DATA fold16<>+8(SB)/8, $0x0ccaa009e
@@ -72,10 +82,21 @@ loop64:
 	JAE   loop64
 
 fewer:
+	// Four blocks to one, side by side.
+	MOVOU fold48<>(SB), X10
+	MOVOU fold32<>(SB), X11
 	MOVOU fold16<>(SB), X0
-	FOLD(X0, X1, X5, X2)
-	FOLD(X0, X1, X5, X3)
-	FOLD(X0, X1, X5, X4)
+	FOLD(X10, X1, X5, X4)
+	MOVOA X2, X6
+	PCLMULQDQ $0x00, X11, X2
+	PCLMULQDQ $0x11, X11, X6
+	MOVOA X3, X7
+	PCLMULQDQ $0x00, X0, X3
+	PCLMULQDQ $0x11, X0, X7
+	PXOR  X6, X2
+	PXOR  X7, X3
+	PXOR  X2, X1
+	PXOR  X3, X1
 
 loop16:
 	CMPQ  CX, $16

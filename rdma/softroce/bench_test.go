@@ -80,3 +80,25 @@ func BenchmarkMessage(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkLinkAlone is what the link takes of BenchmarkMessage: the same frames,
+// 16 messages and an acknowledgement, through the same calls.
+func BenchmarkLinkAlone(b *testing.B) {
+	p := newPair(b, 1, Faults{}, 4096, options{})
+	there, back := p.a.qp.(*queuePair), p.b.qp.(*queuePair)
+	var frames [burst]Frame
+	pass := func(from, to *queuePair, n, bytes int) {
+		l := from.dev.link
+		for i := range frames[:l.TxAlloc(frames[:n])] {
+			frames[i].Len, frames[i].Path = bytes, &from.path
+		}
+		l.Tx(frames[:n])
+		l = to.dev.link
+		l.RxFree(frames[:l.Rx(frames[:])])
+	}
+	for b.Loop() {
+		pass(there, back, 16, 148)
+		pass(back, there, 1, 20)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*16), "ns/msg")
+}
