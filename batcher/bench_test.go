@@ -293,9 +293,7 @@ func BenchmarkTwoProducers(b *testing.B) {
 					}
 				}
 				if x, ok := p.(inboxAppender); ok {
-					if err := x.p.Flush(context.Background()); err != nil {
-						b.Error(err)
-					}
+					<-x.p.Flush()
 				}
 			})
 		}
@@ -349,9 +347,7 @@ func BenchmarkLatency(b *testing.B) {
 					}
 				}
 				if x, ok := p.(inboxAppender); ok {
-					if err := x.p.Flush(context.Background()); err != nil {
-						b.Error(err)
-					}
+					<-x.p.Flush()
 				}
 				p.close()
 				a.close()

@@ -8,8 +8,8 @@ import (
 	"github.com/millrace/millrace/serialize"
 )
 
-// Producer is one goroutine's way into an Inbox. Append, Wait, Flush and Close may
-// be called by one goroutine at a time.
+// Producer is one goroutine's way into an Inbox. Append, Wait and Close may be
+// called by one goroutine at a time.
 type Producer struct {
 	in     *Inbox
 	to     Completer
@@ -111,21 +111,15 @@ func (p *Producer) Wait(ctx context.Context) error {
 	}
 }
 
-// Flush waits until all that was appended to the inbox so far has completed, or
-// ctx ends. It does not wait for Linger, MinInterval or an idle link. Not from
-// within a Completer.
-func (p *Producer) Flush(ctx context.Context) error {
+// Flush sends what was appended to the inbox so far without waiting for Linger,
+// MinInterval or an idle link. The channel is closed when all of it has completed.
+func (p *Producer) Flush() <-chan struct{} {
 	done := make(chan struct{})
 	p.in.mu.Lock()
 	p.in.flushes = append(p.in.flushes, flush{p.in.opened, done})
 	p.in.mu.Unlock()
 	p.in.opts.Wake()
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return done
 }
 
 // Close says that nothing more will be appended. What was is still sent and

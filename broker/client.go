@@ -103,11 +103,11 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 
 // cycleEnd gathers what the producers staged, and sends it.
 func (c *Client) cycleEnd(now int64) (deadline int64) {
-	for _, la := range c.link.order {
+	c.link.eachLane(func(la *lane) {
 		if la.inbox != nil && la.inbox.Drain(now) > 0 {
 			c.link.touched = true
 		}
-	}
+	})
 	c.link.flush(now)
 	deadline = c.link.deadline()
 	for _, la := range c.link.order {
@@ -318,6 +318,36 @@ func (p *Producer) appendLarge(ctx context.Context, r *serialize.Record, token u
 		}
 		return p.lane.append(r, batcher.Completion{To: p.to, Token: token})
 	})
+}
+
+// TryAppend is Append that answers batcher.ErrFull where Append blocks, and for a
+// record that is too large to be aggregated serialize.ErrRecordTooLarge.
+func (p *Producer) TryAppend(r *serialize.Record, token uint64) error {
+	err := p.in.Append(r, token)
+	if errors.Is(err, batcher.ErrClosed) {
+		return ErrClosed
+	}
+	return err
+}
+
+// Flush waits until all that was appended so far, by this producer and the others
+// of its topic, has completed, or ctx ends. It does not wait for the limits of time
+// of ClientConfig.Batch. Not from within a Completer.
+func (p *Producer) Flush(ctx context.Context) error {
+	done := p.in.Flush()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-p.client.host.loop.Done():
+		select {
+		case <-done:
+			return nil
+		default:
+			return ErrClosed
+		}
+	}
 }
 
 // Close says that nothing more will be appended. What was is still sent and

@@ -130,6 +130,7 @@ func endOf(entries []byte, offset uint64) (uint64, error) {
 
 // visit calls fn with the records of entries at or after offset.
 func visit(entries []byte, offset uint64, fn func(uint64, *serialize.Record) error) error {
+	var r serialize.Record // one for all, since fn makes it escape
 	for len(entries) > 0 {
 		e, rest, _ := seglog.NextEntry(entries)
 		entries = rest
@@ -146,7 +147,7 @@ func visit(entries []byte, offset uint64, fn func(uint64, *serialize.Record) err
 			if at < offset {
 				continue
 			}
-			r := cursor.Record()
+			r = cursor.Record()
 			if err := fn(at, &r); err != nil {
 				return err
 			}

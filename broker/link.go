@@ -37,6 +37,7 @@ type link struct {
 	full     bool // a request found no room in calls
 	lanes    map[string]*lane
 	order    []*lane // the same, oldest first
+	turn     int     // which lane is first; see eachLane
 	touched  bool    // a batcher was called since the last flush
 	roomOwed bool    // see roomLater
 	attempts int     // to connect, in vain, since it was up
@@ -473,11 +474,20 @@ func (l *link) send(b *hugepages.Buf, c call) error {
 
 // writable says that the connection's queue has room again.
 func (l *link) writable() {
-	for _, la := range l.order {
-		la.batcher.Writable()
-	}
+	l.eachLane(func(la *lane) { la.batcher.Writable() })
 	l.touched = true
 	l.room()
+}
+
+// eachLane calls fn with every lane, each time another first: what there is room
+// for on the connection is not always taken by the same.
+func (l *link) eachLane(fn func(*lane)) {
+	l.turn++
+	for i := range len(l.order) {
+		if n := len(l.order); n > 0 { // fn may drop lanes
+			fn(l.order[(l.turn+i)%n])
+		}
+	}
 }
 
 func (l *link) room() {
@@ -494,9 +504,7 @@ func (l *link) flush(now int64) {
 		}
 	}
 	l.touched = false
-	for _, la := range l.order {
-		la.batcher.Flush(now)
-	}
+	l.eachLane(func(la *lane) { la.batcher.Flush(now) })
 }
 
 // deadline is when flush must run though nothing happened; 0: not at all.
