@@ -20,3 +20,11 @@ func TestKilledPeerProcess(t *testing.T) {
 	t.Run("libdpdk here, pure Go there", func(t *testing.T) { porttest.SurvivesKilledPeer(t, libdpdk, "pureGo") })
 	t.Run("pure Go here, libdpdk there", func(t *testing.T) { porttest.SurvivesKilledPeer(t, pureGo, "libdpdk") })
 }
+
+func BenchmarkBothWays64(b *testing.B) {
+	if err := eal.Init(); err != nil {
+		b.Skipf("libdpdk does not start here: %v", err)
+	}
+	b.Run("libdpdk", func(b *testing.B) { porttest.BenchmarkBothWays(b, libdpdk(), "libdpdk") })
+	b.Run("pureGo", func(b *testing.B) { porttest.BenchmarkBothWays(b, pureGo(), "pureGo") })
+}

@@ -13,3 +13,5 @@ func pairs() dpdk.Pairs { return &memif.Pairs{} }
 func init() { memif.PeerKinds = map[string]func() dpdk.Pairs{"memif": pairs} }
 
 func TestKilledPeerProcess(t *testing.T) { porttest.SurvivesKilledPeer(t, pairs, "memif") }
+
+func BenchmarkBothWays64(b *testing.B) { porttest.BenchmarkBothWays(b, pairs(), "memif") }

@@ -222,15 +222,17 @@ func (p *Port) txRoom() int {
 	return int(offered) - int(p.txNext-p.txSent)
 }
 
-// txBuffer is the buffer of slot i to write into; nil if the peer lied about it.
+// txBuffer is the buffer of slot i to write into; nil if the peer lied about it, or
+// has smaller ones than this end.
 func (p *Port) txBuffer(i uint16) []byte {
 	if p.role == Client {
 		at := int(i&p.tx.mask) * p.cfg.BufferBytes
 		return p.txBuffers[at : at+p.cfg.BufferBytes : at+p.cfg.BufferBytes]
 	}
 	b := p.inRegion(p.tx.read(i))
-	if b == nil {
+	if len(b) < p.cfg.BufferBytes { // less than Info promises
 		p.distrust()
+		return nil
 	}
 	return b
 }

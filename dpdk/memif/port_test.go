@@ -287,13 +287,15 @@ func TestPeerGone(t *testing.T) {
 // counts.
 func TestLyingPeer(t *testing.T) {
 	lie := map[string]func(*Port){
-		"region":      func(c *Port) { c.tx.write(0, descriptor{region: 9, length: 10}); c.tx.advanceHead(1) },
-		"offset":      func(c *Port) { c.tx.write(0, descriptor{offset: 1<<32 - 1, length: 1<<32 - 1}); c.tx.advanceHead(1) },
-		"chain":       func(c *Port) { c.tx.write(0, descriptor{flags: descFlagNext, length: 10}); c.tx.advanceHead(1) },
-		"empty":       func(c *Port) { c.tx.write(0, descriptor{}); c.tx.advanceHead(1) },
-		"head":        func(c *Port) { c.tx.advanceHead(40_000) },
-		"offer":       func(c *Port) { c.rx.advanceHead(40_000) },
-		"offer where": func(c *Port) { c.rx.write(0, descriptor{region: 3, length: 1 << 20}) },
+		"region":              func(c *Port) { c.tx.write(0, descriptor{region: 9, length: 10}); c.tx.advanceHead(1) },
+		"offset":              func(c *Port) { c.tx.write(0, descriptor{offset: 1<<32 - 1, length: 1<<32 - 1}); c.tx.advanceHead(1) },
+		"chain":               func(c *Port) { c.tx.write(0, descriptor{flags: descFlagNext, length: 10}); c.tx.advanceHead(1) },
+		"empty":               func(c *Port) { c.tx.write(0, descriptor{}); c.tx.advanceHead(1) },
+		"head":                func(c *Port) { c.tx.advanceHead(40_000) },
+		"offer":               func(c *Port) { c.rx.advanceHead(40_000) },
+		"offer of nothing":    func(c *Port) { c.rx.write(0, descriptor{}) },
+		"offer of too little": func(c *Port) { c.rx.write(0, descriptor{offset: 8192, length: 100}) },
+		"offer where":         func(c *Port) { c.rx.write(0, descriptor{region: 3, length: 1 << 20}) },
 	}
 	for name, f := range lie {
 		t.Run(name, func(t *testing.T) {

@@ -32,17 +32,16 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// testpmd starts DPDK's own packet forwarder on a net_memif port: it sends back
-// every frame with its addresses swapped.
-func testpmd(t *testing.T, role, socket string) *lockedBuffer {
+// startTestpmd starts DPDK's own packet forwarder on the given devices.
+func startTestpmd(t *testing.T, devices []string, args ...string) {
 	t.Helper()
 	bin, err := exec.LookPath("dpdk-testpmd")
 	if err != nil {
 		t.Skip("dpdk-testpmd is not installed (apt-get install dpdk-dev)")
 	}
-	cmd := exec.Command(bin, "--no-huge", "--no-shconf", "--no-pci", "--no-telemetry", "-m", "128", "--lcores", "0@0,1@(0-1)",
-		"--vdev", fmt.Sprintf("net_memif0,role=%s,socket=%s,socket-abstract=no,bsize=2048,rsize=8", role, socket),
-		"--", "--auto-start", "--forward-mode=macswap", "--port-topology=loop", "--total-num-mbufs=4096", "--burst=32")
+	full := append([]string{"--no-huge", "--no-shconf", "--no-pci", "--no-telemetry", "-m", "128", "--lcores", "0@0,1@(0-1)"}, devices...)
+	full = append(full, "--", "--auto-start", "--total-num-mbufs=4096", "--burst=32")
+	cmd := exec.Command(bin, append(full, args...)...)
 	stdin, err := cmd.StdinPipe() // testpmd runs until Enter
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +61,27 @@ func testpmd(t *testing.T, role, socket string) *lockedBuffer {
 			t.Logf("testpmd said:\n%s", out.String())
 		}
 	})
-	return &out
+}
+
+// reflectingTestpmd sends back every frame with its addresses swapped.
+func reflectingTestpmd(t *testing.T, role, socket string) {
+	t.Helper()
+	startTestpmd(t, []string{fmt.Sprintf("--vdev=net_memif0,role=%s,socket=%s,socket-abstract=no,bsize=2048,rsize=8", role, socket)},
+		"--forward-mode=macswap", "--port-topology=loop")
+}
+
+// connectTestpmd connects to testpmd's socket, which refuses until its port is started.
+func connectTestpmd(t *testing.T, socket string, cfg Config) *Port {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		p, err := Connect(testCtx(t), socket, cfg)
+		if err == nil {
+			return p
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 }
 
 func sendNumbered(p *Port, number uint64, size int) {
@@ -129,38 +148,20 @@ func exchange(t *testing.T, p *Port) {
 
 func TestClientAgainstTestpmd(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	testpmd(t, "server", socket)
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("testpmd made no socket")
-		}
-	}
-	var p *Port
-	var err error
-	for range 100 { // testpmd refuses until its port is started
-		if p, err = Connect(testCtx(t), socket, Config{Name: "millrace", RingLog2: 8, BufferBytes: 2048}); err == nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	reflectingTestpmd(t, "server", socket)
+	p := connectTestpmd(t, socket, Config{Name: "millrace", RingLog2: 8, BufferBytes: 2048})
 	defer p.Close()
 	exchange(t, p)
 }
 
 func TestServerAgainstTestpmd(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	p, err := Serve(socket, Config{Name: "millrace"})
+	p, err := Serve(socket, Config{Name: "millrace", BufferBytes: 2048})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	testpmd(t, "client", socket)
+	reflectingTestpmd(t, "client", socket)
 	waitUp(t, p)
 	exchange(t, p)
 }

@@ -29,7 +29,11 @@ func PeerMain(kinds map[string]func() dpdk.Pairs) {
 	if len(f) == 0 {
 		return
 	}
-	if err := peerMain(f[0], kinds[f[1]](), f[2]); err != nil {
+	run := peerMain
+	if f[0] == "flood" {
+		run = func(_ string, pairs dpdk.Pairs, link string) error { return floodMain(pairs, link) }
+	}
+	if err := run(f[0], kinds[f[1]](), f[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "peer:", err)
 		os.Exit(1)
 	}
@@ -177,7 +181,7 @@ type peerProcess struct {
 	url string
 }
 
-func startPeer(t *testing.T, role, kind, url string) *peerProcess {
+func startPeer(t testing.TB, role, kind, url string) *peerProcess {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	// A killed process leaves its directories behind. t.TempDir has too long names
