@@ -43,9 +43,12 @@ var rdmaTransport = Transport{
 // device that the name goes on with, where it meets everything that speaks RoCEv2, or
 // as another way to the peers of SoftRoCEUDP.
 func packetDevice(name string) Device {
-	netdev, named := strings.CutPrefix(name, SoftRoCEPacket+":")
-	if name != SoftRoCEPacket && (!named || netdev == "") {
-		return Device{}
+	netdev := ""
+	if name != SoftRoCEPacket {
+		var ok bool
+		if netdev, ok = strings.CutPrefix(name, SoftRoCEPacket+":"); !ok || netdev == "" {
+			return Device{}
+		}
 	}
 	return Device{
 		Name: name,
