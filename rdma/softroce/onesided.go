@@ -247,7 +247,7 @@ func (q *queuePair) lostMemory() {
 	for !q.answers.empty() {
 		q.answers.dropFirst()
 	}
-	q.refuse(respAccess, rdma.FlushError, q.dev.now)
+	q.refuse(respAccess, rdma.RemoteAccessError, q.dev.now)
 }
 
 // sendAnswer writes the next packet of the first answer into f.
