@@ -289,4 +289,10 @@ func badNets(t *testing.T, seeds, count int) {
 }
 
 // TestBadNets: whatever the net does, every operation is done once, in order.
-func TestBadNets(t *testing.T) { badNets(t, 10, 400) }
+func TestBadNets(t *testing.T) {
+	count := 400
+	if raceDetector {
+		count = 150
+	}
+	badNets(t, 10, count)
+}
