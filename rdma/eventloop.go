@@ -109,6 +109,7 @@ type EventLoop struct {
 	drained     bool // the last poll emptied every completion queue
 	closed      bool
 	wcs         [pollList]WC
+	events      [16]Event
 	sendWRs     [sendList]SendWR
 
 	// The control path.
@@ -221,6 +222,7 @@ func (el *EventLoop) Poll(budget int) int {
 		if deadline != 0 && (el.deadline == 0 || deadline < el.deadline) {
 			el.deadline = deadline
 		}
+		work += el.takeEvents(d)
 	}
 	work += el.reap(budget)
 	if len(el.starved) > 0 && now >= el.retryAt {
@@ -244,6 +246,27 @@ func (el *EventLoop) Poll(budget int) int {
 		el.backoff = pollDeviceMin
 	}
 	return work
+}
+
+// takeEvents handles what happened to d outside of any completion queue.
+func (el *EventLoop) takeEvents(d *device) int {
+	n := d.dev.PollEvents(el.events[:])
+	for _, e := range el.events[:n] {
+		switch e.Kind {
+		case EventQPFatal:
+			if c := d.lookup(e.QPN); c != nil {
+				c.setBroken(errors.New(e.Kind.String())) // a completion may tell more
+			}
+		case EventDeviceFatal:
+			el.loop.Logger().Error("device failed; its connections close", "device", d.attr.Name)
+			for _, c := range d.conns {
+				c.setBroken(errors.New(e.Kind.String()))
+			}
+		case EventPortDown, EventPortUp:
+			el.loop.Logger().Warn(e.Kind.String(), "device", d.attr.Name)
+		}
+	}
+	return n
 }
 
 // reap takes about budget completions and lists the connections they concern.
