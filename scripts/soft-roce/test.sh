@@ -9,27 +9,79 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dir=$(cd "$1" && pwd)
 device=${MILLRACE_RDMA_DEVICE:?run it through with-device.sh}
+# shellcheck source=common.sh
+. "$root/scripts/soft-roce/common.sh"
 
 echo "== device suite, event loop, and the user-space engine as a peer, on $device"
 (cd "$root/rdma/verbs" && "$dir/verbs.test" -test.timeout 900s -test.v) |
 	grep -E '^ *(---|FAIL|PASS|ok|panic)|^ +[a-z_]+\.go:' || exit 1
 
-echo "== produce and consume over $device"
+millrace=$dir/millrace
 work=$(mktemp -d)
-trap 'kill "${broker:-}" 2>/dev/null; wait; rm -rf "$work"' EXIT
-"$dir/millrace" broker --listen "rdma://127.0.0.1:0?device=$device" --data "$work/data" >"$work/ready" 2>"$work/log" &
-broker=$!
-url=
-for ((i = 0; i < 300; i++)); do
-	url=$(sed -n 's/^ready //p' "$work/ready")
-	if [ -n "$url" ] || ! kill -0 $broker 2>/dev/null; then break; fi
-	sleep 0.1
-done
-[ -n "$url" ] || { echo "the broker did not start:"; cat "$work/log"; exit 1; }
-case $url in *device=*) ;; *) url="$url?device=$device" ;; esac
+running=()
+finish() {
+	kill "${running[@]}" 2>/dev/null
+	wait
+	rm -rf "$work"
+}
+trap finish EXIT
 input=$root/bench/sample/logs.txt
 count=$(wc -l <"$input")
-timeout 120 "$dir/millrace" produce --to "$url" --topic t --input "$input"
-timeout 120 "$dir/millrace" consume --from "$url" --topic t --count "$count" >"$work/out"
-cmp "$input" "$work/out"
-echo "$count messages came back as they were, over $url"
+
+# serve NAME COMMAND… starts a server, and sets url to what it says it listens at.
+serve() {
+	local name=$1 i
+	shift
+	"$@" >"$work/$name.ready" 2>"$work/$name.log" &
+	running+=($!)
+	url=
+	for ((i = 0; i < 600; i++)); do
+		url=$(sed -n 's/^ready //p' "$work/$name.ready")
+		if [ -n "$url" ] || ! kill -0 "${running[-1]}" 2>/dev/null; then break; fi
+		sleep 0.1
+	done
+	[ -n "$url" ] || {
+		echo "the $name did not start:"
+		cat "$work/$name.log"
+		exit 1
+	}
+}
+# roundtrip TOPIC URL COMMAND… stores the sample and reads it again; COMMAND runs millrace.
+roundtrip() {
+	local topic=$1 at=$2
+	shift 2
+	timeout 120 "$@" "$millrace" produce --to "$at" --topic "$topic" --input "$input"
+	timeout 120 "$@" "$millrace" consume --from "$at" --topic "$topic" --count "$count" >"$work/out"
+	cmp "$input" "$work/out"
+	echo "$count messages came back as they were, over $at"
+}
+stop() {
+	kill "${running[@]}"
+	wait "${running[@]}" || true
+	running=()
+}
+
+echo "== produce and consume over $device"
+serve broker "$millrace" broker --listen "rdma://127.0.0.1:0?device=$device" --data "$work/data1"
+case $url in *device=*) ;; *) url="$url?device=$device" ;; esac
+roundtrip t "$url" env
+stop
+
+netns=${MILLRACE_RDMA_PEER_NETNS-}
+if [ -z "$netns" ]; then exit 0; fi
+here=$(describe "$device" | sed -n 's/^address=//p')
+there=$MILLRACE_RDMA_PEER_ADDRESS
+inside=(ip netns exec "$netns")
+bare() { sed 's/?.*//' <<<"$1"; }
+
+echo "== a proxy on the user-space engine, a broker on $device"
+serve broker "$millrace" broker --listen "rdma://$here:0?device=$device" --data "$work/data2"
+serve proxy "${inside[@]}" "$millrace" proxy --listen tcp://127.0.0.1:0 --broker "$(bare "$url")?device=softroce%2Bpacket:peer"
+roundtrip t "$url" "${inside[@]}"
+stop
+
+echo "== a proxy on $device, a broker on the user-space engine"
+serve broker "${inside[@]}" "$millrace" broker --listen "rdma://$there:0?device=softroce%2Bpacket:peer" --data "$work/data3"
+serve proxy "$millrace" proxy --listen tcp://127.0.0.1:0 --broker "$(bare "$url")?device=$device"
+roundtrip t "$url" env
+stop

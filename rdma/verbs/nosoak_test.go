@@ -1,0 +1,5 @@
+//go:build !soak
+
+package verbs_test
+
+const soak = false
