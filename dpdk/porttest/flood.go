@@ -88,7 +88,7 @@ func BenchmarkBothWays(b *testing.B, pairs dpdk.Pairs, kind string) {
 	for name, v := range link {
 		q.Set(name, v)
 	}
-	startPeer(b, "flood", kind, q.Encode())
+	startPeer(b, peerTemp(b), "flood", kind, q.Encode())
 	var was unix.CPUSet
 	procs := runtime.GOMAXPROCS(0)
 	if err := unix.SchedGetaffinity(0, &was); err != nil {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -176,21 +178,26 @@ func (h *pinger) keepOn() {
 // peerPatience bounds every wait for the other process.
 const peerPatience = 10 * time.Second
 
-type peerProcess struct {
-	cmd *exec.Cmd
-	url string
-}
-
-func startPeer(t testing.TB, role, kind, url string) *peerProcess {
+// peerTemp is where peers keep their sockets. t.TempDir has too long names for them.
+func peerTemp(t testing.TB) string {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	// A killed process leaves its directories behind. t.TempDir has too long names
-	// for sockets.
 	tmp, err := os.MkdirTemp("", "millrace-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(tmp) })
+	return tmp
+}
+
+type peerProcess struct {
+	cmd *exec.Cmd
+	in  io.Closer // its end is the peer's
+	url string
+}
+
+func startPeer(t testing.TB, tmp, role, kind, url string) *peerProcess {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), peerEnv+"="+role+" "+kind+" "+url, "TMPDIR="+tmp)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -204,7 +211,7 @@ func startPeer(t testing.TB, role, kind, url string) *peerProcess {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &peerProcess{cmd: cmd}
+	p := &peerProcess{cmd: cmd, in: in}
 	t.Cleanup(func() {
 		_ = in.Close()
 		p.kill()
@@ -224,9 +231,23 @@ func (p *peerProcess) kill() {
 	}
 }
 
+// leavings are files that processes with ports may leave behind.
+func leavings(t *testing.T, tmp string) (files []string) {
+	t.Helper()
+	for _, pattern := range []string{filepath.Join(tmp, "*"), filepath.Join(tmp, ".*"), "/dev/hugepages/*", "/run/dpdk/*", "/var/run/dpdk/*", "/dev/shm/*millrace*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	return files
+}
+
 // SurvivesKilledPeer shows that the end of a peer process by SIGKILL closes the
 // connection at this end with a reason, whichever end listens, and that a peer
-// started anew is reached. pairs makes this process's ports; kind names those of
+// started anew is reached; and that the files of killed processes go with the next one
+// that comes and ends in order. pairs makes this process's ports; kind names those of
 // the peer among the kinds that PeerMain got.
 func SurvivesKilledPeer(t *testing.T, pairs func() dpdk.Pairs, kind string) {
 	closes := func(t *testing.T, closed <-chan error) {
@@ -253,12 +274,25 @@ func SurvivesKilledPeer(t *testing.T, pairs func() dpdk.Pairs, kind string) {
 		})
 		return l
 	}
-	const rounds = 3
+	// endsWell has one more peer come and go in order.
+	endsWell := func(t *testing.T, tmp string, before []string, p *peerProcess) {
+		t.Helper()
+		if err := errors.Join(p.in.Close(), p.cmd.Wait()); err != nil {
+			t.Errorf("the last peer: %v", err)
+		}
+		for _, f := range leavings(t, tmp) {
+			if !slices.Contains(before, f) {
+				t.Errorf("%s was left behind", f)
+			}
+		}
+	}
 	t.Run("the server is killed and started again", func(t *testing.T) {
 		l := loop(t)
 		url := "dpdk://127.0.0.1:0"
-		for range rounds {
-			p := startPeer(t, "serve", kind, url)
+		tmp := peerTemp(t)
+		before := leavings(t, tmp)
+		for range killRounds {
+			p := startPeer(t, tmp, "serve", kind, url)
 			url = p.url // the next one listens at the same port
 			h, err := dialPing(l, url)
 			if err != nil {
@@ -270,17 +304,28 @@ func SurvivesKilledPeer(t *testing.T, pairs func() dpdk.Pairs, kind string) {
 			p.kill()
 			closes(t, h.closed)
 		}
+		p := startPeer(t, tmp, "serve", kind, url)
+		h, err := dialPing(l, p.url) // makes it keep sockets
+		if err != nil {
+			t.Fatal(err)
+		}
+		endsWell(t, tmp, before, p)
+		<-h.closed
 	})
 	t.Run("the client is killed and comes again", func(t *testing.T) {
 		l := loop(t)
-		h := &pong{closed: make(chan error, rounds)}
+		tmp := peerTemp(t)
+		before := leavings(t, tmp)
+		h := &pong{closed: make(chan error, killRounds+1)}
 		ln, err := l.Listen("dpdk://127.0.0.1:0", h)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range rounds {
-			startPeer(t, "dial", kind, ln.URL()).kill()
+		for range killRounds {
+			startPeer(t, tmp, "dial", kind, ln.URL()).kill()
 			closes(t, h.closed)
 		}
+		endsWell(t, tmp, before, startPeer(t, tmp, "dial", kind, ln.URL()))
+		<-h.closed
 	})
 }
