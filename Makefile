@@ -104,7 +104,7 @@ deps-build deps-bench deps-test deps-softroce: deps-%:
 # see scripts/soft-roce. Everything is built here, the guest only runs it.
 .PHONY: test-softroce bench-softroce softroce-programs
 SOFTROCE_TAGS       ?= verbs,invariants
-SOFTROCE_BENCH_ARGS ?= --transports tcp,rdma --topology local --workload rtt
+SOFTROCE_BENCH_ARGS ?=
 
 softroce-programs: deps-softroce
 	@mkdir -p out/softroce
@@ -115,4 +115,5 @@ test-softroce: softroce-programs
 	scripts/soft-roce/with-device.sh --timeout 1200 -- scripts/soft-roce/test.sh out/softroce
 
 bench-softroce: softroce-programs
-	scripts/soft-roce/with-device.sh --timeout 1200 --out out/softroce/results -- scripts/soft-roce/bench.sh out/softroce/millrace $(SOFTROCE_BENCH_ARGS)
+	CGO_ENABLED=1 $(GO) test -c -tags verbs -o out/softroce/verbs.bench ./rdma/verbs
+	scripts/soft-roce/with-device.sh --timeout 1200 --out out/softroce/results -- scripts/soft-roce/bench.sh out/softroce $(SOFTROCE_BENCH_ARGS)

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # What `make bench-softroce` runs where there is a kernel Soft-RoCE device (with-device.sh).
 #
-#   bench.sh MILLRACE [ARGUMENTS OF millrace bench]
+#   bench.sh DIR [ARGUMENTS OF millrace bench]
 #
-# MILLRACE is the program, built with the tag verbs. perftest (ib_send_lat, ib_send_bw), where it
-# is installed, measures the same device before and after: what C on bare verbs reaches.
+# DIR holds millrace and verbs.bench, the test binary of rdma/verbs, both built with the tag
+# verbs. Without arguments: round trips, and produce at a fixed rate. perftest (ib_send_lat,
+# ib_send_bw), where it is installed, measures the same device before, between and after:
+# what C on bare verbs reaches. The last lines set the medians beside each other.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
 . "$here/common.sh"
-millrace=$1
+dir=$(cd "$1" && pwd)
+millrace=$dir/millrace
 shift
 device=${MILLRACE_RDMA_DEVICE:?run it through with-device.sh}
-[ $# -gt 0 ] || set -- --transports tcp,rdma --topology local --workload rtt
+# A rate that no transport is near its limit at, in an emulated guest.
+[ $# -gt 0 ] || set -- --transports tcp,rdma --topology local --workload rtt,produce --rate 100
 out=${OUT:-$(mktemp -d)}
 text=$(describe "$device")
 address=$(sed -n 's/^address=//p' <<<"$text")
@@ -42,29 +46,46 @@ bare() {
 	fi
 	if row=$(perftest ib_send_bw -s 128 -n 20000); then
 		awk '{ printf "ib_send_bw, 128 B: %.0f messages/s\n", $5 * 1e6 }' <<<"$row"
+		awk '{ print $5 * 1e6 }' <<<"$row" >>"$out/perftest-rate"
 	fi
 }
-rm -f "$out/perftest-rt"
+# Our device alone, without loop and message protocol, as perftest does it.
+device() {
+	"$dir/verbs.bench" -test.run '^$' -test.bench Bare -test.benchtime 1s | tee "$out/device.txt" | awk '
+		function value(unit,   i) { for (i = 3; i < NF; i++) if ($(i + 1) == unit) return $i }
+		/^BenchmarkBareRoundTrip/ { printf "device alone, 128 B: median round trip %.1f µs\n", value("median-ns") / 1000 }
+		/^BenchmarkBareSendRate/ { printf "device alone, 128 B: %.0f messages/s, in lists\n", value("messages/s") }'
+	awk '/^BenchmarkBareSendRate/ { for (i = 3; i < NF; i++) if ($(i + 1) == "messages/s") print $i }' "$out/device.txt" >>"$out/device-rate"
+}
+rm -f "$out"/perftest-r* "$out/device-rate"
+bare
+device
 bare
 "$millrace" bench --json "$out/bench.json" "$@"
 bare
+device
 
-# The medians beside each other.
-tr -d ' \n' <"$out/bench.json" | sed 's/{"workload"/\n&/g' | awk -v out="$out/perftest-rt" '
+median() { sort -n "$1" 2>/dev/null | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
+tr -d ' \n' <"$out/bench.json" | sed 's/{"workload"/\n&/g' | awk -v lat="$(median "$out/perftest-rt")" \
+	-v bw="$(median "$out/perftest-rate")" -v rate="$(median "$out/device-rate")" '
 	function get(key,   at, s) {
 		if (!(at = index($0, "\"" key "\":"))) return ""
 		s = substr($0, at + length(key) + 3)
+		sub(/^{"p50":/, "", s)
 		sub(/[,}].*/, "", s)
 		gsub(/"/, "", s)
 		return s
 	}
-	/"workload":"rtt"/ && /"layer":"message"/ {
-		if (get("device") == "net") net = get("p50")
-		if (get("label") ~ /^(soft-roce|rnic)/) rdma = get("p50")
+	{ kind = get("label") ~ /^(soft-roce|rnic)/ ? "rdma" : get("device") }
+	/"workload":"rtt"/ && /"layer":"message"/ { rtt[kind] = get("rtMicros") }
+	/"workload":"produce"/ { send[kind] = get("sendRtMicros") }
+	function beside(what, mine, other, name) {
+		if (mine != "" && other != "" && other > 0) printf "%s: %.1f; %s %.1f: × %.2f\n", what, mine, name, other, mine / other
 	}
 	END {
-		while ((getline line < out) > 0) { sum += line; n++ }
-		if (rdma != "" && net != "") printf "128 B round trip, median: %.1f µs; ordinary TCP %.1f µs: × %.2f", rdma, net, rdma / net
-		if (rdma != "" && n > 0) printf "; ib_send_lat %.1f µs: × %.2f", sum / n, rdma / (sum / n)
-		if (rdma != "") print ""
+		beside("128 B round trip, median µs", rtt["rdma"], lat, "ib_send_lat")
+		beside("128 B round trip, median µs", rtt["rdma"], rtt["net"], "ordinary TCP")
+		beside("128 B messages/s", rate, bw, "ib_send_bw")
+		beside("produce, proxy to broker and back, median µs", send["rdma"], send["epoll"], "TCP on the same loop")
+		beside("produce, proxy to broker and back, median µs", send["rdma"], send["net"], "ordinary TCP")
 	}'
