@@ -100,7 +100,8 @@ type idler struct {
 	// patience is how many gaps must pass between probes for such hints; it doubles
 	// with each, until one was right.
 	patience int
-	pace     int64 // time per unit of work, averaged
+	took     int64 // time from one busy cycle to the next, averaged
+	work16   int64 // 16 × the work of a busy cycle, averaged
 	began    int64 // start of the last busy cycle
 	napped   bool  // and the sleep after it was taken
 }
@@ -126,9 +127,9 @@ func (i *idler) worked(work int, start, end int64) {
 		i.learnGap(start - i.since)
 	}
 	if i.policy.Gulp > 0 {
-		// A pause longer than any gulp says nothing that a gulp's worth does not.
-		took := min(start-i.began, 4*int64(i.policy.Gulp))
-		i.pace += (took/int64(work) - i.pace) / 8
+		// A pause longer than a few gulps says no more than that it was long.
+		i.took += (min(start-i.began, 4*int64(i.policy.Gulp)) - i.took) / 8
+		i.work16 += (int64(work)*16 - i.work16) / 8
 		i.began, i.napped = start, false
 	}
 	i.begin(end)
@@ -205,7 +206,7 @@ func (i *idler) napUntil(work int) int64 {
 
 // gulps reports whether enough comes for the loop to take it in gulps.
 func (i *idler) gulps() bool {
-	return i.policy.Gulp > 0 && i.pace*gulpWorth <= int64(i.policy.Gulp)
+	return i.policy.Gulp > 0 && i.took*16*gulpWorth <= int64(i.policy.Gulp)*i.work16
 }
 
 // learnWake takes a measured wake-up into account. One that took far longer than

@@ -351,7 +351,7 @@ func (l *Loop) Run() error {
 			l.idle.worked(work, l.now, end)
 		}
 		l.now = end
-		if end-l.yielded >= yieldNanos {
+		if work > 0 && !l.spareP || end-l.yielded >= yieldNanos {
 			l.yield()
 		}
 		if until := l.idle.napUntil(work); until > l.now {
@@ -365,11 +365,14 @@ func (l *Loop) Run() error {
 	return l.finish()
 }
 
-// yield lets other goroutines run: the bootstrap, signal handling, metrics. With a
-// P to itself each of them would find another one; a loop that spins on the only P
-// would keep them waiting for the scheduler's time slice of 10 ms.
+// yield lets other goroutines run: the bootstrap, signal handling, metrics. On the
+// only P of a process it follows each cycle that found work, so that those who send
+// through the loop add to what it sends together; they would otherwise wait for the
+// scheduler's time slice of 10 ms, or until the loop sleeps.
 func (l *Loop) yield() {
-	l.publish()
+	if l.now-l.yielded >= yieldNanos {
+		l.publish()
+	}
 	runtime.Gosched()
 	l.now = l.Clock()
 	l.yielded = l.now
