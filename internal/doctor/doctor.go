@@ -88,6 +88,11 @@ var checks = []check{
 	{"libibverbs", libibverbs},
 	{"memif", memifPort},
 	{"libdpdk", libdpdk},
+	{"poll-mode drivers", pollModeDrivers},
+	{"port capabilities", portCapabilities},
+	{"iommu and vfio", vfio},
+	{"network cards", networkCards},
+	{"numa", numaNodes},
 	{"af_xdp", afXDP},
 }
 

@@ -52,6 +52,14 @@ const (
 // wellServer is a machine on which nothing is amiss.
 func wellServer() files {
 	f := files{
+		"sys/kernel/iommu_groups/0/type": "DMA", "sys/module/vfio_pci/version": "0.2",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_memif.so":     "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_ring.so":      "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_null.so":      "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_pcap.so":      "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_tap.so":       "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_af_packet.so": "",
+		"usr/lib/x86_64-linux-gnu/dpdk/pmds-23.0/librte_net_af_xdp.so":    "",
 		"proc/cpuinfo":                             "processor\t: 0\nflags\t\t: fpu sse4_2 pclmulqdq avx2 avx512bw\n",
 		"proc/self/status":                         "Name:\tx\nCapEff:\t000001ffffffffff\nCpus_allowed_list:\t0-7\n",
 		"proc/self/cgroup":                         "0::/user.slice/x.scope\n",
