@@ -226,14 +226,20 @@ func (q *queuePair) remembered(y *executed) *executed {
 	return nil
 }
 
-// again queues a replay, unless the same answer waits already or there is no room.
+// again queues a replay, unless there is no room or the same answer waits already.
+// One that waits before the replay of something earlier does not count: the peer has
+// gone back and will not take it.
 func (q *queuePair) again(w answer) {
 	a := &q.answers
 	if a.full() {
 		return
 	}
-	for i := a.head; i != a.tail; i++ {
-		if v := &a.ring[int(i)&(len(a.ring)-1)]; v.psn == w.psn && !v.begun {
+	for i := a.tail; i != a.head; i-- {
+		v := &a.ring[int(i-1)&(len(a.ring)-1)]
+		if roce.PSNDiff(v.psn, w.psn) < 0 {
+			break
+		}
+		if v.psn == w.psn && !v.begun {
 			return
 		}
 	}

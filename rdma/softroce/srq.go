@@ -112,6 +112,9 @@ func (d *Device) event(e rdma.Event) {
 // PollEvents implements rdma.Device. Events come from Progress, so whoever polls
 // after it misses none.
 func (d *Device) PollEvents(events []rdma.Event) int {
+	if len(d.events) == 0 {
+		return 0
+	}
 	n := copy(events, d.events)
 	d.events = slices.Delete(d.events, 0, n)
 	return n
