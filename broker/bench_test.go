@@ -12,7 +12,6 @@ import (
 // window lets only so many messages be without an answer.
 type window struct {
 	room   chan struct{} // of 1: half of it is free again
-	taken  int           // by the producer since it last looked
 	size   int
 	done   int // since room was told
 	failed error

@@ -54,6 +54,13 @@ func (f *forwarder) crowded() bool {
 	return p.Usage(hugepages.Send).Bytes > p.Arena().Report().Bytes/2
 }
 
+// filled is crowded with the buffers besides that were received, which count as such
+// where they are sent on.
+func (f *forwarder) filled() bool {
+	p := f.link.pool
+	return p.Usage(hugepages.Send).Bytes+p.Usage(hugepages.Receive).Bytes > p.Arena().Report().Bytes/2
+}
+
 func (f *forwarder) acknowledge(s *Session) { f.acked = append(f.acked, s) }
 
 // cycleEnd sends what the burst of requests filled, and its acknowledgements.
@@ -313,10 +320,10 @@ type forwardedQuery struct {
 	count       *int // of the session, where it is counted
 }
 
-// response passes the answer on. It is copied: it may share its buffer with
-// others and has no room for this side's headers. What the client does not take
-// fast enough is dropped, since it would fill the memory of all.
-func (q *forwardedQuery) response(_ *netpoll.Message, frame []byte) {
+// response passes the answer on: in the buffer in which it came, if it has that to
+// itself, else copied. What the client does not take fast enough is dropped, since
+// it would fill the memory of all.
+func (q *forwardedQuery) response(m *netpoll.Message, frame []byte) {
 	*q.count--
 	if q.session.isClosed {
 		return
@@ -328,6 +335,11 @@ func (q *forwardedQuery) response(_ *netpoll.Message, frame []byte) {
 	if len(frame) > q.session.maxFrame {
 		q.session.refuse(q.correlation, &wire.Error{Code: wire.TooLarge, A: uint64(q.session.maxFrame),
 			Text: fmt.Sprintf("the answer has %d bytes, the client takes %d: raise its largest message", len(frame), q.session.maxFrame)})
+		return
+	}
+	if ownBuffer(m, frame) && !q.f.filled() {
+		wire.SetCorrelation(frame, q.correlation)
+		q.session.send(m.Buf.Retain())
 		return
 	}
 	b, err := q.f.link.pool.Get(len(frame), hugepages.Send)

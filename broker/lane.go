@@ -202,7 +202,7 @@ func (la *lane) appendBatch(m *netpoll.Message, batch *serialize.Batch, reply ba
 // others are copied.
 func (l *link) pass(m *netpoll.Message, c call) error {
 	frame := m.Data
-	if b := m.Buf; b.Refs() == 1 && b.Headroom() >= minBackendHeadroom && b.Len() == len(frame) && unsafe.SliceData(b.Bytes()) == unsafe.SliceData(frame) {
+	if b := m.Buf; ownBuffer(m, frame) {
 		h, err := wire.ParseHeader(frame)
 		if err != nil {
 			return err
@@ -224,6 +224,13 @@ func (l *link) pass(m *netpoll.Message, c call) error {
 		return err
 	}
 	return nil
+}
+
+// ownBuffer says that frame, the message m, has its buffer to itself and room in
+// front of it, so that it can be sent on in it.
+func ownBuffer(m *netpoll.Message, frame []byte) bool {
+	b := m.Buf
+	return b.Refs() == 1 && b.Headroom() >= minBackendHeadroom && b.Len() == len(frame) && unsafe.SliceData(b.Bytes()) == unsafe.SliceData(frame)
 }
 
 // passShare: a batch of at least 1/4 of the size at which ours close gains

@@ -35,9 +35,21 @@ func OpenFile(path string, create bool) (File, error) {
 	return &osFile{f, int(f.Fd())}, nil
 }
 
+// allocator is what a File implements besides if blocks can be reserved for it.
+type allocator interface {
+	// Allocate reserves blocks for [from, to), beyond the file's end, without
+	// changing its size. Truncate gives those behind the end back.
+	Allocate(from, to int64) error
+}
+
 type osFile struct {
 	*os.File
 	fd int
+}
+
+// Allocate implements allocator.
+func (f *osFile) Allocate(from, to int64) error {
+	return unix.Fallocate(f.fd, unix.FALLOC_FL_KEEP_SIZE, from, to-from)
 }
 
 // maxIovecs is UIO_MAXIOV (include/uapi/linux/uio.h).

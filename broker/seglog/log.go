@@ -103,6 +103,7 @@ func (l *Log) Append(batches []Batch) (base uint64, err error) {
 			return 0, err
 		}
 	}
+	seg.reserve(bytes, l.opts.SegmentBytes)
 	l.lay(batches, base)
 	_, err = seg.file.Writev(l.iov, seg.size)
 	clear(l.iov)
@@ -189,6 +190,9 @@ func (l *Log) roll(seg *segment, base uint64) (*segment, error) {
 	next, err := l.create(base)
 	if err != nil {
 		return nil, err
+	}
+	if err := seg.unreserve(); err != nil {
+		l.opts.Logger.Warn("disk space stays reserved behind the end of a segment until it is copied or removed", "segment", seg.path, "err", err)
 	}
 	l.mu.Lock()
 	l.segments = append(l.segments, next)
@@ -345,7 +349,7 @@ func (l *Log) Close() error {
 	var err error
 	for _, s := range segments {
 		if l.failed == nil {
-			err = errors.Join(err, s.file.Sync())
+			err = errors.Join(err, s.unreserve(), s.file.Sync())
 		}
 		err = errors.Join(err, s.file.Close())
 	}
