@@ -55,8 +55,14 @@ func TestInteropOnBadNets(t *testing.T) {
 				make := map[string]func() rdma.Device{"engine": engine, "kernel": kernel}
 				a, b := newSide(t, make[names[0]](), false), newSide(t, make[names[1]](), true)
 				connectSides(t, a, b)
+				largest := net.largest
+				// rdma_rxe as the sender needs its timer, 134 ms, for most packets that are lost or
+				// overtaken: minutes for the longest messages.
+				if soak && names[0] == "engine" {
+					largest = halfBytes
+				}
 				for _, n := range operationSizes {
-					if n > net.largest && !soak {
+					if n > largest {
 						break
 					}
 					start := time.Now()
