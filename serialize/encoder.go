@@ -281,7 +281,7 @@ func (e *Encoder) write(i int) {
 			binary.LittleEndian.PutUint32(e.dst[e.p.checkpoints+4*(b-1):], uint32(at-HeaderBytes))
 		}
 		e.columns(block, first)
-		at = e.payload(block, at)
+		at = e.payload(block, at, HeaderBytes+c.at+c.l.payload)
 		if at-summed >= crcChunk {
 			crc, summed = updateCRC(crc, e.dst[summed:at]), at
 		}
@@ -291,18 +291,26 @@ func (e *Encoder) write(i int) {
 	c.crc = shiftCRC(crc, e.p.checkpoints-at)
 }
 
-// payload copies the records' bytes to at and returns where they end.
-func (e *Encoder) payload(block []Record, at int) int {
+// payload copies the records' bytes to at, in a chunk that ends at end, and
+// returns where they end.
+func (e *Encoder) payload(block []Record, at, end int) int {
+	bytes, rich := 0, false
+	for k := range block {
+		r := &block[k]
+		bytes += len(r.Value)
+		rich = rich || len(r.Key) > 0 || len(r.Headers) > 0
+	}
+	// What the kernel writes too much is still to be written, by this worker.
+	if !rich && at+bytes+copySlack <= end {
+		copyValues(e.dst[at:end], block)
+		return at + bytes
+	}
 	dst := e.dst
 	for k := range block {
 		r := &block[k]
-		if len(r.Key) > 0 {
-			at += copy(dst[at:], r.Key)
-		}
+		at += copy(dst[at:], r.Key)
 		at += copy(dst[at:], r.Value)
-		if len(r.Headers) > 0 {
-			at += copy(dst[at:], r.Headers)
-		}
+		at += copy(dst[at:], r.Headers)
 	}
 	return at
 }

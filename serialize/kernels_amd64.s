@@ -1,5 +1,6 @@
 //go:build !purego
 
+#include "go_asm.h"
 #include "textflag.h"
 
 // A polynomial folds over a distance of D bits by two carry-less products: of its
@@ -80,4 +81,164 @@ check:
 	CRC32Q DX, BX
 	VZEROUPPER
 	MOVL BX, ret+24(FP)
+	RET
+
+// PREFIX: the eight lengths in Y0 become running sums that go on from Y7, which
+// becomes the last of them. Y8 holds the base.
+#define PREFIX(OUT) \
+	VPADDD Y8, Y0, Y0; \
+	VPSLLDQ $4, Y0, Y1; \
+	VPADDD Y1, Y0, Y0; \
+	VPSLLDQ $8, Y0, Y1; \
+	VPADDD Y1, Y0, Y0; \
+	VPSHUFD $0xff, Y0, Y1; \
+	VPERM2I128 $0x08, Y1, Y1, Y1; \
+	VPADDD Y1, Y0, Y0; \
+	VPSHUFD $0xff, Y0, Y1; \
+	VPERM2I128 $0x11, Y1, Y1, Y1; \
+	VPADDD Y7, Y0, Y0; \
+	VPADDD Y1, Y7, Y7; \
+	VMOVDQU Y0, OUT
+
+// func prefix8(ends *[32]uint32, col *byte, base, from uint32)
+TEXT ·prefix8(SB), NOSPLIT, $0-24
+	MOVQ ends+0(FP), DI
+	MOVQ col+8(FP), SI
+	MOVL base+16(FP), AX
+	VMOVD AX, X8
+	VPBROADCASTD X8, Y8
+	MOVL from+20(FP), AX
+	VMOVD AX, X7
+	VPBROADCASTD X7, Y7
+	VPMOVZXBD (SI), Y0
+	PREFIX((DI))
+	VPMOVZXBD 8(SI), Y0
+	PREFIX(32(DI))
+	VPMOVZXBD 16(SI), Y0
+	PREFIX(64(DI))
+	VPMOVZXBD 24(SI), Y0
+	PREFIX(96(DI))
+	VZEROUPPER
+	RET
+
+// func prefix16(ends *[32]uint32, col *byte, base, from uint32)
+TEXT ·prefix16(SB), NOSPLIT, $0-24
+	MOVQ ends+0(FP), DI
+	MOVQ col+8(FP), SI
+	MOVL base+16(FP), AX
+	VMOVD AX, X8
+	VPBROADCASTD X8, Y8
+	MOVL from+20(FP), AX
+	VMOVD AX, X7
+	VPBROADCASTD X7, Y7
+	VPMOVZXWD (SI), Y0
+	PREFIX((DI))
+	VPMOVZXWD 16(SI), Y0
+	PREFIX(32(DI))
+	VPMOVZXWD 32(SI), Y0
+	PREFIX(64(DI))
+	VPMOVZXWD 48(SI), Y0
+	PREFIX(96(DI))
+	VZEROUPPER
+	RET
+
+// func addBlocks8(sums *uint64, n int, col *byte)
+TEXT ·addBlocks8(SB), NOSPLIT, $0-24
+	MOVQ sums+0(FP), DI
+	MOVQ n+8(FP), CX
+	MOVQ col+16(FP), SI
+	VPXOR Y2, Y2, Y2
+	TESTQ CX, CX
+	JZ done8
+
+next8:
+	VPSADBW (SI), Y2, Y0
+	VEXTRACTI128 $1, Y0, X1
+	VPADDQ X1, X0, X0
+	VPSRLDQ $8, X0, X1
+	VPADDQ X1, X0, X0
+	VMOVQ X0, AX
+	ADDQ AX, (DI)
+	ADDQ $32, SI
+	ADDQ $8, DI
+	DECQ CX
+	JNZ next8
+
+done8:
+	VZEROUPPER
+	RET
+
+// func addBlocks16(sums *uint64, n int, col *byte)
+TEXT ·addBlocks16(SB), NOSPLIT, $0-24
+	MOVQ sums+0(FP), DI
+	MOVQ n+8(FP), CX
+	MOVQ col+16(FP), SI
+	VPCMPEQD Y5, Y5, Y5
+	VPSRLD $16, Y5, Y5
+	TESTQ CX, CX
+	JZ done16
+
+next16:
+	VMOVDQU (SI), Y0
+	VMOVDQU 32(SI), Y1
+	VPSRLD $16, Y0, Y2
+	VPAND Y5, Y0, Y0
+	VPSRLD $16, Y1, Y3
+	VPAND Y5, Y1, Y1
+	VPADDD Y2, Y0, Y0
+	VPADDD Y3, Y1, Y1
+	VPADDD Y1, Y0, Y0
+	VEXTRACTI128 $1, Y0, X1
+	VPADDD X1, X0, X0
+	VPSHUFD $0x4e, X0, X1
+	VPADDD X1, X0, X0
+	VPSHUFD $0xb1, X0, X1
+	VPADDD X1, X0, X0
+	VMOVD X0, AX
+	ADDQ AX, (DI)
+	ADDQ $64, SI
+	ADDQ $8, DI
+	DECQ CX
+	JNZ next16
+
+done16:
+	VZEROUPPER
+	RET
+
+// func copyValues64(dst *byte, records *Record, n int)
+//
+// Copies the values of n records, one behind the other. It reads no byte that is
+// not a value's, and writes up to 63 bytes behind the last.
+TEXT ·copyValues64(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), DI
+	MOVQ records+8(FP), SI
+	MOVQ n+16(FP), CX
+	MOVQ $-1, R11
+
+record:
+	MOVQ Record_Value(SI), R8
+	MOVQ Record_Value+8(SI), R9
+	MOVQ DI, R10
+	ADDQ R9, DI
+	CMPQ R9, $64
+	JBE tail
+
+chunk:
+	VMOVDQU64 (R8), Z0
+	VMOVDQU64 Z0, (R10)
+	ADDQ $64, R8
+	ADDQ $64, R10
+	SUBQ $64, R9
+	CMPQ R9, $64
+	JA chunk
+
+tail:
+	BZHIQ R9, R11, AX
+	KMOVQ AX, K1
+	VMOVDQU8.Z (R8), K1, Z0
+	VMOVDQU64 Z0, (R10)
+	ADDQ $Record__size, SI
+	DECQ CX
+	JNZ record
+	VZEROUPPER
 	RET

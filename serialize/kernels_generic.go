@@ -197,3 +197,11 @@ func maxColumn(c *column, n int) byte {
 	}
 	return byte(most)
 }
+
+// copyValuesGeneric is the reference of copyValues.
+func copyValuesGeneric(dst []byte, records []Record) {
+	at := 0
+	for i := range records {
+		at += copy(dst[at:], records[i].Value)
+	}
+}

@@ -1,4 +1,4 @@
-//go:build purego || !amd64
+//go:build purego || !(amd64 || arm64)
 
 package serialize
 
@@ -13,3 +13,7 @@ func addBlocks(sums []uint64, col []byte, width int) { addBlocksGeneric(sums, co
 func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 	prefixColumnGeneric(ends, col, width, base, from)
 }
+
+const copySlack = 0
+
+func copyValues(dst []byte, records []Record) { copyValuesGeneric(dst, records) }
