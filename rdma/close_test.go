@@ -266,8 +266,10 @@ func TestPeerClosesInsideMessage(t *testing.T) {
 func TestPeerOverrunsCredits(t *testing.T) {
 	server := startNode(t, nodeOptions{mayRNR: true})
 	sh := newCollector()
-	sh.open = (*netpoll.Conn).PauseReading
+	open := make(chan struct{})
+	sh.open = func(c *netpoll.Conn) { c.PauseReading(); close(open) }
 	r := dialRaw(t, server.listen(sh), nil)
+	<-open // what comes before it refuses the connection
 	var wrs []rdma.SendWR
 	for i := range 8 {
 		wrs = append(wrs, rdma.SendWR{ID: uint64(i), Data: r.mem.Bytes()[:10]})
