@@ -67,6 +67,8 @@ const (
 	// bring the next probe forward.
 	hintsWorth    = 4
 	firstPatience = 16
+	// maxPause bounds what one pause adds to the average time between busy cycles.
+	maxPause = int64(400 * time.Microsecond)
 	// gulpWorth is how much work must be expected of a gulp.
 	gulpWorth = 2
 )
@@ -126,12 +128,10 @@ func (i *idler) worked(work int, start, end int64) {
 	if i.policy.Adaptive {
 		i.learnGap(start - i.since)
 	}
-	if i.policy.Gulp > 0 {
-		// A pause longer than a few gulps says no more than that it was long.
-		i.took += (min(start-i.began, 4*int64(i.policy.Gulp)) - i.took) / 8
-		i.work16 += (int64(work)*16 - i.work16) / 8
-		i.began, i.napped = start, false
-	}
+	// A pause longer than a few gulps says no more than that it was long.
+	i.took += (min(start-i.began, maxPause) - i.took) / 8
+	i.work16 += (int64(work)*16 - i.work16) / 8
+	i.began, i.napped = start, false
 	i.begin(end)
 }
 
@@ -208,6 +208,10 @@ func (i *idler) napUntil(work int) int64 {
 func (i *idler) gulps() bool {
 	return i.policy.Gulp > 0 && i.took*16*gulpWorth <= int64(i.policy.Gulp)*i.work16
 }
+
+// sparse reports whether messages come so far apart that looking once more before
+// blocking is in vain.
+func (i *idler) sparse() bool { return i.took > i.wake }
 
 // learnWake takes a measured wake-up into account. One that took far longer than
 // usual was no wake-up: the machine was busy with others.

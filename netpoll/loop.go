@@ -104,8 +104,8 @@ type Loop struct {
 	yielded int64 // when other goroutines last had their turn
 	spareP  bool  // there are more Ps than this loop's
 	// sockets says that nothing but TCP ever found work. Then arming costs nothing and
-	// blocking is the next look, so a loop that does not spin needs no empty cycle
-	// before it blocks.
+	// blocking is the next look, so a loop with few messages needs no empty cycle
+	// before it blocks. With many, that cycle lets more gather.
 	sockets bool
 	counts  loopCounts
 	stats   loopStats
@@ -356,7 +356,7 @@ func (l *Loop) Run() error {
 		}
 		if until := l.idle.napUntil(work); until > l.now {
 			l.nap(until)
-		} else if (work == 0 || l.sockets && !l.idle.gulps()) && l.idle.mayPark(l.now) {
+		} else if (work == 0 || l.sockets && l.idle.sparse()) && l.idle.mayPark(l.now) {
 			l.park()
 		} else if work == 0 {
 			pause()

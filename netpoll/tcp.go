@@ -48,6 +48,7 @@ type TCP struct {
 	polls   uint
 	scratch *hugepages.Buf // what reads fill; private to no connection
 	starved []*tcpConn     // wait for pool memory
+	calls   socketCalls
 	retryAt int64
 	iov     [tcpMaxIovecs]unix.Iovec
 	msgs    []Message
@@ -56,10 +57,17 @@ type TCP struct {
 	setups  sync.WaitGroup // handshake and accept goroutines
 }
 
+// socketCalls are the system calls of the data path; tests put faults in them.
+type socketCalls struct {
+	read   func(fd int, p []byte) (int, error)
+	readv  func(fd int, a, b []byte) (int, error)
+	writev func(fd int, iov []unix.Iovec) (int, error)
+}
+
 // NewTCP makes a TCP backend for one loop.
 func NewTCP() *TCP {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &TCP{ctx: ctx, cancel: cancel}
+	return &TCP{ctx: ctx, cancel: cancel, calls: socketCalls{rawRead, rawReadv, rawWritev}}
 }
 
 // Scheme is "tcp".

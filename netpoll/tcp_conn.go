@@ -70,9 +70,9 @@ func (c *tcpConn) read() int {
 		// Finish the message in its own buffer, and go on into scratch.
 		p := c.part.Bytes()[c.partN:]
 		rest = len(p)
-		n, err = rawReadv(c.fd, p, room)
+		n, err = t.calls.readv(c.fd, p, room)
 	} else {
-		n, err = rawRead(c.fd, room)
+		n, err = t.calls.read(c.fd, room)
 	}
 	switch {
 	case err == unix.EAGAIN || err == unix.EINTR:
@@ -223,7 +223,7 @@ func (c *tcpConn) Send(b *hugepages.Buf) {
 func (c *tcpConn) Flush() {
 	for c.queue.len() > 0 && !c.shut {
 		iov, bytes := c.gather()
-		n, err := rawWritev(c.fd, iov)
+		n, err := c.tcp.calls.writev(c.fd, iov)
 		switch {
 		case err == unix.EINTR:
 			continue

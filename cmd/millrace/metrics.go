@@ -47,12 +47,26 @@ func (m *metrics) counter(name, help string, get func() float64) {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, get))
 }
 
+// polls counts the polls of a backend that found work (valid) or nothing (empty).
+func (m *metrics) polls(transport, found string, get func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: namespace, Name: "loop_polls_total",
+		Help: "Polls of a transport: valid ones found work.", ConstLabels: prometheus.Labels{"transport": transport, "found": found}}, get))
+}
+
 func (m *metrics) watchLoop(l *netpoll.Loop) {
 	stat := func(get func(netpoll.Stats) float64) func() float64 { return func() float64 { return get(l.Stats()) } }
 	m.counter("loop_cycles_total", "Duty cycles.", stat(func(s netpoll.Stats) float64 { return float64(s.Cycles) }))
 	m.counter("loop_busy_cycles_total", "Duty cycles that found work.", stat(func(s netpoll.Stats) float64 { return float64(s.BusyCycles) }))
 	m.counter("loop_busy_seconds_total", "Time in duty cycles that found work.", stat(func(s netpoll.Stats) float64 { return s.Busy.Seconds() }))
 	m.counter("loop_parks_total", "Times the loop blocked.", stat(func(s netpoll.Stats) float64 { return float64(s.Parks) }))
+	m.counter("loop_naps_total", "Times the loop slept to let work gather.", stat(func(s netpoll.Stats) float64 { return float64(s.Naps) }))
+	m.counter("loop_asleep_seconds_total", "Time that the loop slept or was blocked.", stat(func(s netpoll.Stats) float64 { return s.Asleep.Seconds() }))
+	m.gauge("loop_wake_up_seconds", "What waking the loop takes, as it measured.", nil, stat(func(s netpoll.Stats) float64 { return s.WakeUp.Seconds() }))
+	m.gauge("loop_spin_seconds", "How long the loop spins now before it blocks.", nil, stat(func(s netpoll.Stats) float64 { return s.Spin.Seconds() }))
+	for i, b := range l.Stats().Backends {
+		m.polls(b.Scheme, "valid", func() float64 { return float64(l.Stats().Backends[i].ValidPolls) })
+		m.polls(b.Scheme, "empty", func() float64 { return float64(l.Stats().Backends[i].EmptyPolls) })
+	}
 	m.counter("loop_stalls_total", "Duty cycles longer than 10 ms.", stat(func(s netpoll.Stats) float64 { return float64(s.Stalls) }))
 	m.gauge("loop_longest_cycle_seconds", "The longest duty cycle.", nil, stat(func(s netpoll.Stats) float64 { return s.MaxCycle.Seconds() }))
 	m.gauge("connections", "Open connections.", nil, stat(func(s netpoll.Stats) float64 { return float64(s.Connections) }))

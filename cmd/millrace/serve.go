@@ -31,7 +31,7 @@ type serverFlags struct {
 func (f *serverFlags) add(cmd *cobra.Command, defaultURL string) {
 	fl := cmd.Flags()
 	fl.StringArrayVar(&f.listen, "listen", []string{defaultURL}, "address to serve, by URL: "+transportURLs()+"; may be repeated")
-	fl.StringVar(&f.idle, "idle", "balanced", "what the loop does without work: latency (spins), balanced (spins a while, then sleeps), efficient (sleeps)")
+	fl.StringVar(&f.idle, "idle", "balanced", "what the loop does without work: latency (spins), balanced (spins only while that beats a wake-up), efficient (sleeps, and takes many messages in gulps of at most 100 µs)")
 	fl.StringVar(&f.metrics, "metrics", "", "serve counters at http://ADDR/metrics")
 }
 
