@@ -108,7 +108,7 @@ func TestWorkloads(t *testing.T) {
 		}},
 		{"consume", all[1:], func(*report.Row) error { return nil }},
 		{"serialize", nil, func(r *report.Row) error {
-			if r.RecordsPerSecond <= 0 || r.OverheadBytesPerRecord <= 0 || r.Codec != "millrace" || r.CRC == nil {
+			if r.RecordsPerSecond <= 0 || r.OverheadBytesPerRecord == 0 || r.Codec == "" || r.Workers < 1 || r.CRC == nil {
 				return errors.New("incomplete")
 			}
 			return nil

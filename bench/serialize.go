@@ -2,39 +2,65 @@ package bench
 
 import (
 	"context"
+	"runtime"
 	"time"
 
+	"github.com/millrace/millrace/bench/codecs"
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/bench/roles"
+	"github.com/millrace/millrace/serialize"
 )
 
-// codecBatches are the batch sizes of the serialize workload: one of an idle link,
-// one of a busy one.
-var codecBatches = []int{16, 1024}
+// codecBatches are the batch sizes of the serialize workload, and sharedBatch one
+// that is large enough for several workers.
+var codecBatches = []int{100, 1000}
 
-// serializeJobs measure the batch format on one core, without any transport.
+const sharedBatch = 16_384
+
+// serializeJobs measure the batch format, and others with the same records,
+// without any transport: on one core, and large batches on two.
 func (r *runner) serializeJobs() []*job {
 	var jobs []*job
-	for _, records := range codecBatches {
-		for _, op := range []struct {
-			operation, name string
-			crc             bool
-		}{{roles.OpEncode, "encode", true}, {roles.OpVisit, "visit", true}, {roles.OpVisitTrusted, "visit", false}} {
-			client := part{"client", role.Spec{
-				Role: "codec", Operation: op.operation, BatchRecords: records, Input: r.o.Input, Size: r.o.Size,
-				Warmup: r.warmup() / 2, Duration: max(r.o.Duration/2, 10*time.Millisecond),
-			}, role.Place{CPUs: r.topo.farCPU}, false}
-			crc := op.crc
-			jobs = append(jobs, &job{
-				row: report.Row{
-					Workload: "serialize", Codec: "millrace", Operation: op.name, CRC: &crc, Workers: 1, BatchRecords: records,
-					Placement: placement(client), Emulated: r.emul,
-				},
-				once:    func(ctx context.Context) (*sample, error) { return measureRow(ctx, &r.o.Launcher, nil, client, false) },
-				primary: func(r *report.Row) float64 { return r.RecordsPerSecond },
-			})
+	add := func(codec, operation string, records int, crc bool, how serialize.Compression, workers int) {
+		cpus := r.topo.farCPU
+		if workers > 1 {
+			cpus = r.cpus[:workers]
 		}
+		client := part{"client", role.Spec{
+			Role: "codec", Codec: codec, Operation: operation, BatchRecords: records, CRC: crc, Workers: workers,
+			Input: r.o.Input, Size: r.o.Size, Warmup: r.warmup() / 2, Duration: max(r.o.Duration/4, 10*time.Millisecond),
+		}, role.Place{CPUs: cpus}, false}
+		row := report.Row{
+			Workload: "serialize", Codec: codec, Operation: operation, CRC: &crc, Workers: workers, BatchRecords: records,
+			Placement: placement(client), Emulated: r.emul,
+		}
+		if how != serialize.None {
+			row.Compression = how.String()
+			client.spec.Compression = row.Compression
+		}
+		jobs = append(jobs, &job{
+			row:     row,
+			once:    func(ctx context.Context) (*sample, error) { return measureRow(ctx, &r.o.Launcher, nil, client, false) },
+			primary: func(r *report.Row) float64 { return r.RecordsPerSecond },
+		})
+	}
+	for _, records := range codecBatches {
+		for _, codec := range []string{codecs.Millrace, codecs.Kafka, codecs.Protobuf} {
+			add(codec, roles.OpEncode, records, true, serialize.None, 1)
+			add(codec, roles.OpVisit, records, true, serialize.None, 1)
+			add(codec, roles.OpVisit, records, false, serialize.None, 1)
+		}
+		for _, how := range []serialize.Compression{serialize.S2, serialize.Zstd} {
+			for _, codec := range []string{codecs.Millrace, codecs.Kafka} {
+				add(codec, roles.OpEncode, records, true, how, 1)
+				add(codec, roles.OpVisit, records, true, how, 1)
+			}
+		}
+	}
+	add(codecs.Millrace, roles.OpEncode, sharedBatch, true, serialize.None, 1)
+	if workers := min(2, len(r.cpus), runtime.NumCPU()); workers > 1 {
+		add(codecs.Millrace, roles.OpEncode, sharedBatch, true, serialize.None, workers)
 	}
 	return jobs
 }

@@ -34,8 +34,12 @@ type Spec struct {
 	Durability  string        `json:"durability,omitempty"`
 	Count       int64         `json:"count,omitempty"`
 
+	Codec        string `json:"codec,omitempty"`
 	Operation    string `json:"operation,omitempty"`
 	BatchRecords int    `json:"batchRecords,omitempty"`
+	CRC          bool   `json:"crc,omitempty"`
+	Compression  string `json:"compression,omitempty"`
+	Workers      int    `json:"workers,omitempty"`
 }
 
 // Command is what the parent tells a child after its Spec.

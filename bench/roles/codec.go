@@ -3,9 +3,9 @@ package roles
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"time"
 
+	"github.com/millrace/millrace/bench/codecs"
 	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/serialize"
@@ -13,23 +13,22 @@ import (
 
 // Operations of the codec role.
 const (
-	OpEncode       = "encode"
-	OpVisit        = "visit"         // checksum, structure and every value
-	OpVisitTrusted = "visit-trusted" // the same without the checksum
+	OpEncode = "encode"
+	OpVisit  = "visit" // every value
 )
 
-// runCodec encodes batches of spec.BatchRecords messages, or goes through them, on
-// one CPU.
+// runCodec encodes batches of spec.BatchRecords messages, or goes through them.
 func runCodec(ctx context.Context, spec role.Spec, c *role.Control) error {
 	ms, err := messages.Load(spec.Input, spec.Size)
 	if err != nil {
 		return err
 	}
-	k, err := newCodec(ms, spec.BatchRecords)
+	k, err := newCodecRun(ms, spec)
 	if err != nil {
 		return err
 	}
-	step, ok := map[string]func(i int) (int, error){OpEncode: k.encode, OpVisit: k.visit(serialize.Open), OpVisitTrusted: k.visit(serialize.OpenTrusted)}[spec.Operation]
+	defer k.codec.Close()
+	step, ok := map[string]func(i int) error{OpEncode: k.encode, OpVisit: k.visit}[spec.Operation]
 	if !ok {
 		return fmt.Errorf("unknown operation %q", spec.Operation)
 	}
@@ -44,13 +43,13 @@ func runCodec(ctx context.Context, spec role.Spec, c *role.Control) error {
 		if !w.next(now) {
 			break
 		}
-		n, err := step(i % len(k.batches))
-		if err != nil {
+		at := i % len(k.batches)
+		if err := step(at); err != nil {
 			return err
 		}
 		if w.counts(now) {
 			t.messages += int64(spec.BatchRecords)
-			t.bytes += int64(n)
+			t.bytes += int64(k.values[at])
 		}
 	}
 	r := t.result(w)
@@ -58,12 +57,11 @@ func runCodec(ctx context.Context, spec role.Spec, c *role.Control) error {
 	return finish(ctx, c, w, nil, r, func() {})
 }
 
-// codec holds what is encoded, and the same encoded.
-type codec struct {
-	builder *serialize.Builder
-	buf     []byte
-	encoded []byte // the last one; in buf
+// codecRun holds what is encoded, and the same encoded.
+type codecRun struct {
+	codec   codecs.Codec
 	records [][]serialize.Record
+	values  []int // bytes of a batch's values
 	batches [][]byte
 }
 
@@ -71,78 +69,64 @@ type codec struct {
 // not stay in the CPU's first caches.
 const codecBytes = 8 << 20
 
-func newCodec(ms [][]byte, batchRecords int) (*codec, error) {
-	k := &codec{}
-	var err error
-	if k.builder, err = serialize.NewBuilder(batchRecords); err != nil {
-		return nil, err
-	}
+func newCodecRun(ms [][]byte, spec role.Spec) (*codecRun, error) {
+	k := &codecRun{}
+	most := 0
 	stamp := time.Now().UnixMilli()
-	for next, total := 0, 0; len(k.batches) == 0 || total < codecBytes && next < len(ms); {
+	for next, total := 0, 0; len(k.records) == 0 || total < codecBytes && next < len(ms); {
 		var records []serialize.Record
-		size := serialize.HeaderBytes
-		for range batchRecords {
+		bytes := 0
+		for range spec.BatchRecords {
 			m := ms[next%len(ms)]
 			next++
 			records = append(records, serialize.Record{Value: m, Timestamp: stamp + int64(next)})
-			size += len(m) + recordRoom
+			bytes += len(m)
 		}
-		if len(k.buf) < size {
-			k.buf = make([]byte, size)
-		}
-		k.records = append(k.records, records)
-		n, err := k.encode(len(k.records) - 1)
-		if err != nil {
+		k.records, k.values = append(k.records, records), append(k.values, bytes)
+		total += bytes
+		most = max(most, bytes+spec.BatchRecords*recordRoom)
+	}
+	how := serialize.None
+	var err error
+	if spec.Compression != "" {
+		if how, err = serialize.ParseCompression(spec.Compression); err != nil {
 			return nil, err
 		}
-		k.batches = append(k.batches, append([]byte(nil), k.encoded...))
-		total += n
+	}
+	k.codec, err = codecs.New(spec.Codec, codecs.Options{CRC: spec.CRC, Compression: how, Workers: max(1, spec.Workers), MaxBytes: serialize.HeaderBytes + most})
+	if err != nil {
+		return nil, err
+	}
+	for _, records := range k.records {
+		batch, err := k.codec.Encode(records)
+		if err != nil {
+			k.codec.Close()
+			return nil, err
+		}
+		k.batches = append(k.batches, append([]byte(nil), batch...))
 	}
 	return k, nil
 }
 
-// encode returns the payload bytes of batch i.
-func (k *codec) encode(i int) (int, error) {
-	k.builder.Reset(k.buf)
-	for j := range k.records[i] {
-		if err := k.builder.Append(&k.records[i][j]); err != nil {
-			return 0, err
-		}
-	}
-	n := k.builder.PayloadBytes()
-	k.encoded = k.builder.Finish()
-	return n, nil
+func (k *codecRun) encode(i int) error {
+	_, err := k.codec.Encode(k.records[i])
+	return err
 }
 
-func (k *codec) visit(open func([]byte) (serialize.Batch, error)) func(i int) (int, error) {
-	return func(i int) (int, error) {
-		b, err := open(k.batches[i])
-		if err != nil {
-			return 0, err
-		}
-		n := 0
-		var first byte // keeps the compiler from leaving the visit out
-		cursor := b.Cursor()
-		for cursor.Next() {
-			v := cursor.Value()
-			n += len(v)
-			if len(v) > 0 {
-				first ^= v[0]
-			}
-		}
-		runtime.KeepAlive(first)
-		return n, nil
+func (k *codecRun) visit(i int) error {
+	n, err := k.codec.Visit(k.batches[i])
+	if err == nil && n != k.values[i] {
+		err = fmt.Errorf("visited %d bytes of %d", n, k.values[i])
 	}
+	return err
 }
 
-// overhead is what the format adds to a record, bytes.
-func (k *codec) overhead() float64 {
+// overhead is what the format adds to a record, bytes; negative where compression
+// takes more away.
+func (k *codecRun) overhead() float64 {
 	var extra, records int
 	for i, b := range k.batches {
-		extra += len(b)
-		for j := range k.records[i] {
-			extra -= len(k.records[i][j].Value)
-		}
+		extra += len(b) - k.values[i]
 		records += len(k.records[i])
 	}
 	return float64(extra) / float64(records)

@@ -37,7 +37,7 @@ Workloads:
               at which a message was due, so that a stall shows in all messages that it delayed
   throughput  the same as fast as it goes, with the aggregator and with each message a request of its own
   consume     reading a topic from its start
-  serialize   the batch format on one core
+  serialize   the batch format beside others, on one core and two
 Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test. What was
 acknowledged is read back and compared, byte by byte. TCP runs through the same event loop (epoll) and
 as ordinary blocking sockets (net). With --topology netns everything but dpdk crosses a veth pair; a memif

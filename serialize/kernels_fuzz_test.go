@@ -1,0 +1,101 @@
+//go:build linux
+
+package serialize
+
+import (
+	"bytes"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// guarded returns n bytes with a page behind them that nobody may touch, and one
+// in front of the page that they begin in.
+func guarded(t testing.TB, n int) []byte {
+	t.Helper()
+	page := unix.Getpagesize()
+	size := (n + page - 1) / page * page
+	mem, err := unix.Mmap(-1, 0, size+2*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, guard := range [][]byte{mem[:page], mem[page+size:]} {
+		if err := unix.Mprotect(guard, unix.PROT_NONE); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Munmap(mem) })
+	return mem[page+size-n : page+size : page+size]
+}
+
+// words is n numbers in guarded memory.
+func words(t testing.TB, n int) []uint32 {
+	return unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(guarded(t, 4*n)))), n)
+}
+
+// Every kernel does what its reference does, and touches nothing else.
+func FuzzKernels(f *testing.F) {
+	f.Add([]byte("some bytes that a column could consist of"), uint16(70), uint32(3), uint32(1<<31), byte(3))
+	f.Add(bytes.Repeat([]byte{0xff}, 300), uint16(1), uint32(0), uint32(0), byte(0))
+	f.Fuzz(func(t *testing.T, data []byte, count uint16, base, from uint32, shape byte) {
+		if len(data) > 1<<16 || len(data) == 0 {
+			return
+		}
+		in := guarded(t, len(data))
+		copy(in, data)
+		if got, want := updateCRC(from, in), updateCRCGeneric(from, in); got != want {
+			t.Fatalf("CRC of %d bytes: %08x, want %08x", len(in), got, want)
+		}
+
+		width := []int{0, 1, 2, 4, 8, 16, 32}[shape%7]
+		n := int(count)%1000 + 1
+		values := words(t, n)
+		for i := range values {
+			values[i] = base + uint32(data[i%len(data)])*uint32(i+1)
+		}
+		col, want := guarded(t, columnBytes(n, width)), make([]byte, columnBytes(n, width))
+		packLengths(col, values, base, width)
+		packLengthsGeneric(want, values, base, width)
+		if !bytes.Equal(col, want) {
+			t.Fatalf("%d numbers of width %d packed as %x, want %x", n, width, col, want)
+		}
+
+		sums, wantSums := make([]uint64, n/blockRecords), make([]uint64, n/blockRecords)
+		addBlocks(sums, col, width)
+		addBlocksGeneric(wantSums, col, width)
+		for i := range sums {
+			if sums[i] != wantSums[i] {
+				t.Fatalf("block %d of width %d adds up to %d, want %d", i, width, sums[i], wantSums[i])
+			}
+		}
+		part := min(n, blockRecords)
+		ends, wantEnds := words(t, part), make([]uint32, part)
+		block := guarded(t, columnBytes(part, width))
+		copy(block, col)
+		prefixColumn(ends, block, width, base, from)
+		prefixColumnGeneric(wantEnds, block, width, base, from)
+		for i := range ends {
+			if ends[i] != wantEnds[i] {
+				t.Fatalf("end %d of width %d is %d, want %d", i, width, ends[i], wantEnds[i])
+			}
+		}
+
+		var records []Record
+		total := 0
+		for rest := in; len(rest) > 0 && len(records) < blockRecords; {
+			cut := min(len(rest), int(rest[0])*(1+int(shape>>4)))
+			records = append(records, Record{Value: rest[len(rest)-cut : len(rest) : len(rest)]})
+			total += cut
+			rest = rest[:len(rest)-max(cut, 1)]
+		}
+		dst, wantDst := guarded(t, total+copySlack), make([]byte, total)
+		if len(records) > 0 && len(dst) > 0 {
+			copyValues(dst, records)
+			copyValuesGeneric(wantDst, records)
+			if !bytes.Equal(dst[:total], wantDst) {
+				t.Fatalf("%d values of %d bytes copied wrongly", len(records), total)
+			}
+		}
+	})
+}
