@@ -103,7 +103,9 @@ func (l *Log) Append(batches []Batch) (base uint64, err error) {
 			return 0, err
 		}
 	}
-	seg.reserve(bytes, l.opts.SegmentBytes)
+	if l.opts.Durability == PageCache { // an fdatasync takes longer over reserved blocks
+		seg.reserve(bytes, l.opts.SegmentBytes)
+	}
 	l.lay(batches, base)
 	_, err = seg.file.Writev(l.iov, seg.size)
 	clear(l.iov)
