@@ -144,11 +144,18 @@ func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
 		}
 	}
 	q.expected = roce.PSNAdd(psn, psns)
-	q.nakked = false
+	// The packet came late, and those behind it that were dropped meanwhile were not
+	// reported: now they are.
+	late := (q.resp == respSequence || q.resp == respRNR) && q.nakked && roce.PSNDiff(q.ahead, q.expected) >= 0
+	q.nakked = late
 	q.unanswered++
 	if props&roce.End != 0 {
 		q.msn++
 		q.dev.stats.Messages++
+	}
+	if late {
+		q.owe(respSequence, now)
+		return
 	}
 	if props&roce.HasPayload == 0 {
 		return // its answer acknowledges it

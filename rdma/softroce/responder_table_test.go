@@ -367,3 +367,31 @@ func TestMoreReadsThanAgreed(t *testing.T) {
 		}
 	}
 }
+
+// Packets that overtook another are dropped. When that other one arrives before the
+// gap was reported, they are asked for by name: the sender would wait for its timer
+// if they were the last.
+func TestOvertakenPacketArrives(t *testing.T) {
+	r := newResponderRig(t)
+	var p [3][]byte
+	for i := range p {
+		p[i] = r.seal(r.whole(roce.SendOnly, uint32(i)))
+	}
+	r.deliver(p[1])
+	r.deliver(p[2])
+	r.injectTo(p[0])
+	if n := len(r.sent.packets); n != 1 {
+		t.Fatalf("%d packets were sent", n)
+	}
+	h := (*roce.BTH)(r.sent.packets[0])
+	syn := (*roce.AETH)(r.sent.packets[0][roce.BTHLen:]).Syndrome()
+	if want := roce.PSNAdd(r.a.qp.StartPSN(), 1); h.Opcode() != roce.Acknowledge || syn != roce.NAKSequence || h.PSN() != want {
+		t.Errorf("%v %#x PSN %d, want a sequence NAK of %d", h.Opcode(), syn, h.PSN(), want)
+	}
+	r.sent.packets = nil
+	r.deliver(p[1])
+	r.injectTo(p[2])
+	if s := r.b.dev.Stats(); s.Messages != 3 || s.SeqNAKsSent != 1 || len(r.sent.packets) != 1 {
+		t.Errorf("%d messages, %d NAKs, then %d packets", s.Messages, s.SeqNAKsSent, len(r.sent.packets))
+	}
+}
