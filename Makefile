@@ -117,3 +117,17 @@ test-softroce: softroce-programs
 bench-softroce: softroce-programs
 	CGO_ENABLED=1 $(GO) test -c -tags verbs -o out/softroce/verbs.bench ./rdma/verbs
 	scripts/soft-roce/with-device.sh --timeout 1200 --out out/softroce/results -- scripts/soft-roce/bench.sh out/softroce $(SOFTROCE_BENCH_ARGS)
+
+# What an ARM machine would do, without one; docs/ARM.md reads the figures. Tests under qemu-user,
+# benchmarks in a machine whose clock counts instructions, inner loops in the model of a Neoverse N2.
+.PHONY: arm
+arm: deps-arm
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) test -exec qemu-aarch64-static $(PURE_PACKAGES)
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) test -tags purego -exec qemu-aarch64-static ./serialize
+	@mkdir -p out/arm
+	scripts/arm/bench.sh out/arm/kernels.txt ./serialize 'Kernel|Encode|Visit'
+	scripts/arm/bench.sh out/arm/purego.txt ./serialize 'Encode|Visit' -tags purego
+	@grep -a 'ns/record' out/arm/kernels.txt | sed 's/ns/instructions/g'
+	@echo "the same without assembly (-tags purego):"
+	@grep -a 'ns/record' out/arm/purego.txt | sed 's/ns/instructions/g'
+	scripts/arm/mca.sh | tee out/arm/mca.txt

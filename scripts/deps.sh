@@ -3,7 +3,7 @@
 # passwordless sudo; otherwise says what is missing and how to get it. It never
 # fails: the pure-Go build needs none of them.
 #
-#   scripts/deps.sh build|bench|test|softroce
+#   scripts/deps.sh build|bench|test|softroce|arm
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
@@ -12,13 +12,14 @@ case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;
 test) wanted=("${build[@]}" dpdk-dev iproute2 nftables python3-scapy qemu-user-static tshark) ;;
+arm) wanted=(qemu-user-static qemu-system-arm debian-archive-keyring llvm-19) ;;
 softroce)
 	wanted=(gcc libc6-dev libibverbs-dev libibverbs1 ibverbs-providers iproute2 perftest)
 	# A guest, where this kernel has no rdma_rxe.
 	[ "$(scripts/soft-roce/status.sh | sed -n 's/^rdma_rxe=//p')" != absent ] || wanted+=(qemu-system-x86 debian-archive-keyring)
 	;;
 *)
-	echo "usage: scripts/deps.sh build|bench|test|softroce" >&2
+	echo "usage: scripts/deps.sh build|bench|test|softroce|arm" >&2
 	exit 2
 	;;
 esac
@@ -33,6 +34,8 @@ purpose() {
 	perftest) echo "RDMA figures to compare with" ;;
 	qemu-system-x86 | debian-archive-keyring) echo "Soft-RoCE in a guest" ;;
 	qemu-user-static) echo "arm64 tests" ;;
+	qemu-system-arm) echo "arm64 benchmarks" ;;
+	llvm-19) echo "predictions for Neoverse N2" ;;
 	python3-scapy | tshark) echo "tests against other decoders of RoCEv2" ;;
 	nftables) echo "tests with packet loss" ;;
 	esac

@@ -2,6 +2,18 @@
 
 #include "textflag.h"
 
+// RUN16 takes 16 bytes of each of the three runs.
+#define RUN16 \
+	LDP.P 16(R1), (R8, R9); \
+	LDP.P 16(R3), (R10, R11); \
+	LDP.P 16(R4), (R12, R13); \
+	CRC32CX R8, R0; \
+	CRC32CX R10, R5; \
+	CRC32CX R12, R6; \
+	CRC32CX R9, R0; \
+	CRC32CX R11, R5; \
+	CRC32CX R13, R6
+
 // func crc3(crc uint32, p *byte, blocks int) uint32
 //
 // The raw CRC32C register after blocks of 1536 bytes, at least one. One CRC32CX
@@ -22,27 +34,13 @@ block:
 	ADD $1024, R1, R4
 	MOVD ZR, R5
 	MOVD ZR, R6
-	MOVD $16, R7
+	MOVD $8, R7
 
 run:
-	LDP.P 16(R1), (R8, R9)
-	LDP.P 16(R3), (R10, R11)
-	LDP.P 16(R4), (R12, R13)
-	CRC32CX R8, R0
-	CRC32CX R10, R5
-	CRC32CX R12, R6
-	CRC32CX R9, R0
-	CRC32CX R11, R5
-	CRC32CX R13, R6
-	LDP.P 16(R1), (R8, R9)
-	LDP.P 16(R3), (R10, R11)
-	LDP.P 16(R4), (R12, R13)
-	CRC32CX R8, R0
-	CRC32CX R10, R5
-	CRC32CX R12, R6
-	CRC32CX R9, R0
-	CRC32CX R11, R5
-	CRC32CX R13, R6
+	RUN16
+	RUN16
+	RUN16
+	RUN16
 	SUB $1, R7
 	CBNZ R7, run
 

@@ -48,6 +48,7 @@ var Rooms = map[string][]string{
 	"bench/...": {
 		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/transports", "bench/...",
 	},
+	"scripts/arm/guest": {},
 	"cmd/...": {
 		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/doctor", "internal/transports", "bench/...", "cmd/...",
 	},
