@@ -27,7 +27,14 @@ var dpdkTransport = Transport{
 			{Name: NetMemif, Also: "net_memif", Probe: probeEAL, New: newPort(NetMemif)},
 		}
 	},
-	Other: ealDevice, OtherNames: "a device of libdpdk (net_af_packet0,iface=eth0 or 0000:01:00.0)",
+	Other: otherPort, OtherNames: "afxdp:NETDEV, a device of libdpdk (net_af_packet0,iface=eth0 or 0000:01:00.0)",
+}
+
+func otherPort(name string) Device {
+	if netdev, ok := strings.CutPrefix(name, "afxdp:"); ok {
+		return afxdpDevice(netdev)
+	}
+	return ealDevice(name)
 }
 
 // ealNames are names of libdpdk's devices: virtual ones are called after their

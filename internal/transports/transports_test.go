@@ -39,7 +39,7 @@ func TestBackendsRefuse(t *testing.T) {
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, SoftRoCEUDP},
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, "softroce+packet:NETDEV"},
 		{[]string{"rdma://127.0.0.1:7000?device=softroce+packet:nonesuch9"}, `no network device "nonesuch9"`},
-		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0, a device of libdpdk"},
+		{[]string{"dpdk://127.0.0.1:7000?port=nonesuch9"}, "use memif, net_memif0, afxdp:NETDEV, a device of libdpdk"},
 		{[]string{"tcp://127.0.0.1:1", "rdma://127.0.0.1:7000?gid=1"}, `unknown parameter "gid"`},
 		{[]string{"dpdk://127.0.0.1:7000", "dpdk://127.0.0.1:7001?port=net_memif0"}, "share a device"},
 	} {
