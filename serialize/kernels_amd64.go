@@ -74,7 +74,7 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 }
 
 // copySlack is how far copyValues may write behind the values.
-const copySlack = 63
+const copySlack = 64
 
 // copyValues copies the values of records to dst, one behind the other; dst is at
 // least copySlack bytes longer than they are, and what it holds there is lost.

@@ -208,7 +208,7 @@ done16:
 // func copyValues64(dst *byte, records *Record, n int)
 //
 // Copies the values of n records, one behind the other. It reads no byte that is
-// not a value's, and writes up to 63 bytes behind the last.
+// not a value's, and writes up to 64 bytes behind the last.
 TEXT ·copyValues64(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), DI
 	MOVQ records+8(FP), SI

@@ -22,11 +22,11 @@ loop() {
 		awk '$1 ~ /^[0-9a-f]+:$/ {
 			at = $1; sub(":", "", at); line[++n] = $0; index_of[at] = n
 			sub(/^[ \t]*[0-9a-f]+:[ \t]*/, "", line[n])
-			if ($2 ~ /^(cbnz|b\.|tbnz)/) { target = $0; sub(/.*0x/, "", target); sub(/[^0-9a-f].*/, "", target); if (target in index_of) { from = index_of[target]; exit } }
+			if ($2 ~ /^(cbnz|b\.|tbnz)/) { target = $0; sub(/ <.*/, "", target); sub(/.*0x/, "", target); if (!from && target in index_of) { from = index_of[target]; to = n - 1 } }
 		}
 		END {
-			last = n; if (!from) from = 1; else last = n - 1
-			for (i = from; i <= last; i++) if (line[i] !~ /^(ret|udf|nop)/) { sub(/<.*/, "", line[i]); print line[i] }
+			if (!from) { from = 1; to = n }
+			for (i = from; i <= to; i++) if (line[i] !~ /^(ret|udf|nop)/) { sub(/<.*/, "", line[i]); print line[i] }
 		}'
 }
 
