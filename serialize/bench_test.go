@@ -3,6 +3,7 @@ package serialize
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 )
 
@@ -129,5 +130,26 @@ func BenchmarkCRC(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkWorkers encodes batches of 16,384 log lines, 2 MiB.
+func BenchmarkWorkers(b *testing.B) {
+	rs := benchRecords(16_384, 130)
+	room := make([]byte, 4<<20)
+	for workers := 1; workers <= runtime.GOMAXPROCS(0); workers *= 2 {
+		b.Run(fmt.Sprint(workers), func(b *testing.B) {
+			e, err := NewEncoder(workers)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer e.Close()
+			b.SetBytes(int64(payloadBytes(rs)))
+			for b.Loop() {
+				if _, err := e.Encode(room, rs); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
