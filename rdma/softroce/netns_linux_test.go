@@ -52,13 +52,12 @@ func lossyNamespaces(t *testing.T, percent float64) (names [2]string, addrs [2]n
 	}
 	rule := fmt.Sprintf("table inet loss {\n chain input {\n type filter hook input priority 0\n meta l4proto udp numgen random mod 10000 < %d drop\n }\n}\n", int(percent*100))
 	for i, name := range names {
-		in := []string{"ip", "netns", "exec", name}
-		for _, args := range [][]string{{"ip", "addr", "add", addrs[i].String() + "/24", "dev", "veth0"}, {"ip", "link", "set", "veth0", "up"}} {
-			if err := run("", append(in, args...)...); err != nil {
+		for _, args := range [][]string{{"addr", "add", addrs[i].String() + "/24", "dev", "veth0"}, {"link", "set", "veth0", "up"}} {
+			if err := run("", append([]string{"ip", "-n", name}, args...)...); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := run(rule, append(in, "nft", "-f", "-")...); err != nil {
+		if err := run(rule, "ip", "netns", "exec", name, "nft", "-f", "-"); err != nil {
 			if strings.Contains(err.Error(), "syntax error") {
 				t.Fatal(err)
 			}
