@@ -122,7 +122,7 @@ func (c *copies) send(client *broker.Client, message []byte) {
 func TestOneCopyOnTheWayOut(t *testing.T) {
 	c := newCopies(t)
 	engine := map[string]int{
-		"tcp":  0,
+		"tcp": 0,
 		// Twice as many if a packet was sent again:
 		"rdma": 4, // a packet's frame at each end
 		"dpdk": 4, // one slot of shared memory, which both ends map
