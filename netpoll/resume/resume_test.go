@@ -312,7 +312,9 @@ func TestConnectionsBreak(t *testing.T) {
 				_ = server.Do(func() { ss = se.session.Stats() })
 				_ = client.Do(func() { cs = ce.session.Stats() })
 				if cut != nil {
+					cut.mu.Lock() // its last connections may still end
 					breaks += cut.cuts
+					cut.mu.Unlock()
 				}
 				t.Logf("%d breaks; server %+v, client %+v", breaks, ss, cs)
 				if breaks > 0 && cs.Connections < 2 {
