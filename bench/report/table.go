@@ -64,7 +64,7 @@ func number(v float64) string {
 // conditions writes what distinguishes a row within its workload.
 func conditions(r *Row) string {
 	var s []string
-	for _, p := range []string{r.Layer, r.Codec, r.Operation} {
+	for _, p := range []string{r.Layer, r.Codec, r.Operation, r.Compression} {
 		if p != "" {
 			s = append(s, p)
 		}
@@ -80,6 +80,9 @@ func conditions(r *Row) string {
 	}
 	if r.BatchRecords > 0 {
 		s = append(s, fmt.Sprintf("%d records", r.BatchRecords))
+	}
+	if r.Workers > 1 {
+		s = append(s, fmt.Sprintf("%d workers", r.Workers))
 	}
 	if r.CRC != nil {
 		s = append(s, map[bool]string{true: "CRC", false: "no CRC"}[*r.CRC])
