@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/rdma"
@@ -31,8 +32,11 @@ const (
 	MaxQPs = qpnBlock - 1
 
 	qpnBlock = 1 << 12
-	burst    = 64 // frames per call to the link
-	quantum  = 16 // packets a queue pair may send before the next one has its turn
+	// retiredQPNs is how many numbers of closed pairs are not given to new ones while
+	// there are others: completions not polled and packets under way carry them.
+	retiredQPNs = 256
+	burst       = 64 // frames per call to the link
+	quantum     = 16 // packets a queue pair may send before the next one has its turn
 
 	// maxWindow is the largest Options.Window: far below half of the PSNs, within
 	// which "before" and "after" mean something.
@@ -131,6 +135,7 @@ type Device struct {
 	qpnBase uint32               // first number of the block
 	table   [qpnBlock]*queuePair // by number within the block
 	live    []*queuePair         // all of them
+	retired []uint32             // numbers within the block that were in use last, at most retiredQPNs
 	pds     []*domain
 	rkeys   map[uint32]*region // by remote key
 	events  []rdma.Event       // not yet polled
@@ -223,7 +228,7 @@ func (d *Device) createQP(p *domain, cfg rdma.QPConfig) (*queuePair, error) {
 		return nil, ErrTooManyQPs
 	}
 	i := d.opts.random() % qpnBlock
-	for d.table[i] != nil || i == 0 {
+	for d.table[i] != nil || i == 0 || len(d.live)+len(d.retired) < MaxQPs && slices.Contains(d.retired, i) {
 		i = (i + 1) % qpnBlock
 	}
 	q := newQP(p, d.qpnBase+i, d.opts.random()&roce.PSNMask, cfg, scq, rcq)

@@ -463,6 +463,10 @@ func (q *queuePair) Close() error {
 	q.held, q.holds = recvWQE{}, false
 	d.events = slices.DeleteFunc(d.events, func(e rdma.Event) bool { return e.SRQ == nil && e.QPN == q.num })
 	d.table[q.num&(qpnBlock-1)] = nil
+	if len(d.retired) == retiredQPNs {
+		d.retired = append(d.retired[:0], d.retired[1:]...)
+	}
+	d.retired = append(d.retired, q.num&(qpnBlock-1))
 	for i, l := range d.live {
 		if l == q {
 			last := len(d.live) - 1
