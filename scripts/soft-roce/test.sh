@@ -20,8 +20,9 @@ millrace=$dir/millrace
 work=$(mktemp -d)
 running=()
 finish() {
-	kill "${running[@]}" 2>/dev/null
-	wait
+	# Its status would become the script's.
+	if [ ${#running[@]} -gt 0 ]; then kill "${running[@]}" 2>/dev/null || true; fi
+	wait || true
 	rm -rf "$work"
 }
 trap finish EXIT
