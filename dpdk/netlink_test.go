@@ -63,6 +63,11 @@ func TestKernelKnowsTheNeighbours(t *testing.T) {
 		}
 		pb.FreeBurst(raw[:n])
 	}
+	for to, why := range map[string]string{"10.213.90.1": "an address of this machine", "127.0.0.1": "this machine"} {
+		if _, err := l.Path(netip.AddrPortFrom(netip.MustParseAddr(to), 4791)); !errors.Is(err, dpdk.ErrNoNeighbour) || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
 	// One that the kernel does not know yet: it is made to look for it.
 	late, err := l.Path(netip.MustParseAddrPort("10.213.90.3:4791"))
 	if err != nil {

@@ -34,7 +34,7 @@ var Rooms = map[string][]string{
 	"rdma/devicetest":      {"hugepages", "rdma"},
 	"rdma/verbs":           {"hugepages", "rdma"},
 	"rdma/softroce":        {"hugepages", "rdma", "rdma/roce", "internal/rtnetlink"},
-	"dpdk":                 {"hugepages", "netpoll", "rdma", "rdma/roce", "rdma/softroce"},
+	"dpdk":                 {"hugepages", "netpoll", "rdma", "rdma/roce", "rdma/softroce", "internal/rtnetlink"},
 	"dpdk/porttest":        {"hugepages", "netpoll", "rdma", "dpdk"},
 	"dpdk/eal":             {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
 	"dpdk/memif":           {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
