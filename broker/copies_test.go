@@ -115,12 +115,30 @@ func (c *copies) send(client *broker.Client, message []byte) {
 	}
 }
 
+// least sends a fresh message through client up to five times, until nobody but
+// the pools holds more than most copies of it, and returns where the copies are. A
+// packet that a busy machine made the engine send again leaves more behind; a copy
+// that is always made is there every time.
+func (c *copies) least(client *broker.Client, pooled, most int) (at []uintptr) {
+	c.t.Helper()
+	message := make([]byte, 500)
+	for range 5 {
+		_, _ = rand.Read(message)
+		c.send(client, message)
+		at = c.find(message)
+		if len(at)-pooled <= most {
+			break
+		}
+	}
+	runtime.KeepAlive(message)
+	return at
+}
+
 // A message is copied once by us between the bytes that a producer gives and the
 // wire, on every transport; and where it arrives it stays where it was received,
 // until the log has it. What the user-space engine writes into a link's frames, and
 // reads from them, is counted apart.
 func TestOneCopyOnTheWayOut(t *testing.T) {
-	c := newCopies(t)
 	engine := map[string]int{
 		"tcp": 0,
 		// Twice as many if a packet was sent again:
@@ -129,13 +147,11 @@ func TestOneCopyOnTheWayOut(t *testing.T) {
 	}
 	for _, scheme := range schemes {
 		t.Run(scheme, func(t *testing.T) {
+			c := newCopies(t)
 			serverPool, proxyPool, clientPool := memory(t, 16<<20), memory(t, 16<<20), memory(t, 16<<20)
 			s := startServer(t, broker.Config{Listen: []string{scheme + "://127.0.0.1:0"}, Pool: serverPool})
 			direct := connect(t, broker.ClientConfig{URL: s.URLs()[0], Pool: clientPool})
-			message := make([]byte, 500)
-			_, _ = rand.Read(message)
-			c.send(direct, message)
-			at := c.find(message)
+			at := c.least(direct, 2, engine[scheme])
 			if n := c.count(at, clientPool); n != 1 {
 				t.Errorf("the client made %d copies, want 1", n)
 			}
@@ -148,9 +164,7 @@ func TestOneCopyOnTheWayOut(t *testing.T) {
 
 			p := startProxy(t, broker.ProxyConfig{Broker: s.URLs()[0], Pool: proxyPool})
 			proxied := connect(t, broker.ClientConfig{URL: p.URLs()[0], Pool: clientPool})
-			_, _ = rand.Read(message)
-			c.send(proxied, message)
-			at = c.find(message)
+			at = c.least(proxied, 4, engine[scheme])
 			if n := c.count(at, clientPool); n != 1 {
 				t.Errorf("through a proxy: the client made %d copies, want 1", n)
 			}
@@ -160,7 +174,6 @@ func TestOneCopyOnTheWayOut(t *testing.T) {
 			if n := len(at) - 4; n > engine[scheme] {
 				t.Errorf("through a proxy: %d copies are in nobody's pool, at most %d are the engine's: %#x", n, engine[scheme], at)
 			}
-			runtime.KeepAlive(message)
 		})
 	}
 }
