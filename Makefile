@@ -88,6 +88,8 @@ lint:
 	@if $(have_dpdk); then echo "staticcheck -tags dpdk"; $(GO) tool -modfile=tools/go.mod staticcheck -tags dpdk $(DPDK_PACKAGES); fi
 	@if $(have_verbs); then echo "staticcheck -tags verbs"; $(GO) tool -modfile=tools/go.mod staticcheck -tags verbs ./rdma/verbs ./cmd/...; fi
 	$(GO) run ./internal/lint/imports
+	@if (cd bench/peers && $(GO) mod download) >/dev/null 2>&1; then echo "go vet (bench/peers)"; cd bench/peers && $(GO) vet ./...; \
+	else echo "SKIP: vet of bench/peers: its modules cannot be downloaded"; fi
 
 fmt:
 	gofmt -w $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')
@@ -99,6 +101,11 @@ clean:
 # A static pattern: make looks for no implicit rule of a phony target.
 deps-build deps-bench deps-test deps-softroce: deps-%:
 	@scripts/deps.sh $*
+
+# The TCP loop beside other event loops in Go, a module of its own: PEERS_ARGS="-repeat 5 -size 128".
+.PHONY: bench-peers
+bench-peers:
+	cd bench/peers && $(GO) run . $(PEERS_ARGS)
 
 # Kernel Soft-RoCE (rdma_rxe), on this machine's kernel where it has that, else in a guest;
 # see scripts/soft-roce. Everything is built here, the guest only runs it.
