@@ -66,6 +66,7 @@ type Batcher struct {
 	records  int
 	bytes    int // of keys, values and headers
 
+	compressing   compressing
 	now           int64
 	left          int64 // when the last batch left that was not full
 	barriers      []barrier
@@ -191,7 +192,7 @@ func (b *Batcher) closeOpen() bool {
 		return false
 	}
 	x := batch{buf: b.open, records: b.builder.Len(), bytes: b.builder.PayloadBytes()}
-	x.buf.Resize(len(b.builder.Finish()))
+	b.closeBuf(x.buf, x.records, len(b.builder.Finish()))
 	b.open = nil
 	*b.batch(b.tail) = x
 	b.tail++

@@ -23,6 +23,9 @@
 //	was called, and at the time of NextDeadline:
 //	                             inbox.Drain(now); b.Flush(now)
 //
+// A batch may be compressed when it closes (Options.Compressor), which is the
+// batcher's goroutine's work: producers do not wait for it.
+//
 // Everything is bounded; what does not fit is refused with a named error, and
 // Options.OnWritable says when to try again.
 package batcher

@@ -69,6 +69,7 @@ func (b *Batcher) Put(bytes int, done Completion, build func() (*hugepages.Buf, 
 	if err != nil {
 		return err
 	}
+	b.closeBuf(buf, 1, buf.Len())
 	*b.batch(b.tail) = batch{buf: buf, records: 1, bytes: bytes}
 	b.tail++
 	b.take(bytes, done)

@@ -319,7 +319,7 @@ func (in *Inbox) encode(s *stage, n int) error {
 			return fmt.Errorf("batcher: a record was moved: it ends at %d, not at %d", in.builder.PayloadBytes(), at)
 		}
 	}
-	s.buf.Resize(len(in.builder.Finish()))
+	in.b.closeBuf(s.buf, n, len(in.builder.Finish()))
 	return nil
 }
 

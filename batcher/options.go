@@ -50,6 +50,13 @@ type Options struct {
 	// MaxBatches bounds the batches that are closed and not answered: waiting for
 	// the sink or in flight. At least PartialInFlight. Default 32.
 	MaxBatches int
+	// Compressor, if set, compresses each batch when it closes, on the batcher's
+	// goroutine and not on the producers'; see compress.go for which it leaves
+	// alone. Batchers of one goroutine may share it. Limits of bytes are those of
+	// batches before. nil: none.
+	Compressor *serialize.Compressor
+	// Counters, if set, count the batches; batchers may share them. May be nil.
+	Counters *Counters
 	// OnWritable runs on the batcher's goroutine, once after a record was refused
 	// for want of room, when half of each bound is free again (or, if it was for
 	// want of a buffer, when there is one). May be nil.

@@ -29,12 +29,16 @@ type ClientConfig struct {
 	Idle netpoll.IdlePolicy
 	// Pool supplies all buffers. Default: an arena of 128 MiB of its own.
 	Pool *hugepages.Pool
-	// MaxMessageBytes is the largest message in either direction; see
-	// Config.MaxMessageBytes. Default 4 MiB.
+	// MaxMessageBytes is the largest message in either direction, and the largest
+	// batch that Consume decompresses; see Config.MaxMessageBytes. Default 4 MiB.
 	MaxMessageBytes int
-	// Batch configures the aggregator of each topic. Pool and OnWritable are the
-	// client's.
+	// Batch configures the aggregator of each topic. Pool, OnWritable, Compressor and
+	// Counters are the client's.
 	Batch batcher.Options
+	// Compression is how batches are compressed when they close, on the client's
+	// loop; those that do not shrink stay as they are. The broker stores them so.
+	// Default serialize.None.
+	Compression serialize.Compression
 	// Logger takes what no caller can be told. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -69,7 +73,7 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := newLink(h, linkConfig{url: cfg.URL, role: wire.RoleClient, maxFrame: cfg.MaxMessageBytes, batch: cfg.Batch, log: cfg.Logger})
+	l, err := newLink(h, linkConfig{url: cfg.URL, role: wire.RoleClient, maxFrame: cfg.MaxMessageBytes, batch: cfg.Batch, compress: cfg.Compression, log: cfg.Logger})
 	if err != nil {
 		return nil, errors.Join(err, stopNow(h))
 	}
@@ -126,6 +130,9 @@ func (c *Client) wake() { _ = c.host.loop.Submit(func() {}) }
 
 // Loop is the client's loop, for its Stats.
 func (c *Client) Loop() *netpoll.Loop { return c.host.loop }
+
+// Stats count what was sent. Any goroutine.
+func (c *Client) Stats() LinkStats { return c.link.stats() }
 
 // Transport is what the connection runs on, and why; ok is false while there is
 // none.

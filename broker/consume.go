@@ -51,6 +51,7 @@ func (c *Client) consume(ctx context.Context, topic string, offset uint64, fn fu
 	asked := time.Now()
 	next := c.fetch(ctx, topic, offset)
 	var failing time.Time // since when, if it does
+	var decoder *serialize.Decoder
 	for {
 		got, err := next.wait(ctx, c)
 		if err != nil {
@@ -83,7 +84,7 @@ func (c *Client) consume(ctx context.Context, topic string, offset uint64, fn fu
 		// The next answer is under way while fn works on this one.
 		asked = time.Now()
 		next = c.fetch(ctx, topic, end)
-		err = visit(got.entries, offset, fn)
+		err = c.visit(&decoder, got.entries, offset, fn)
 		got.release()
 		if err != nil {
 			next.abandon()
@@ -128,18 +129,28 @@ func endOf(entries []byte, offset uint64) (uint64, error) {
 	return offset, nil
 }
 
-// visit calls fn with the records of entries at or after offset.
-func visit(entries []byte, offset uint64, fn func(uint64, *serialize.Record) error) error {
+// visit calls fn with the records of entries at or after offset. A decoder is made
+// with the first batch.
+func (c *Client) visit(decoder **serialize.Decoder, entries []byte, offset uint64, fn func(uint64, *serialize.Record) error) error {
+	if *decoder == nil {
+		var err error
+		if *decoder, err = serialize.NewDecoder(c.link.maxFrame); err != nil {
+			return err
+		}
+	}
 	var r serialize.Record // one for all, since fn makes it escape
 	for len(entries) > 0 {
 		e, rest, _ := seglog.NextEntry(entries)
 		entries = rest
 		// The batch's own checksum covers all of its bytes.
-		batch, err := serialize.Open(e.Payload)
+		batch, err := (*decoder).Open(e.Payload)
 		if err == nil && batch.Len() != int(e.Records) {
 			err = fmt.Errorf("it has %d records, its entry says %d", batch.Len(), e.Records)
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, serialize.ErrTooLarge):
+			return fmt.Errorf("broker: the batch at offset %d: %w: raise ClientConfig.MaxMessageBytes", e.Base, err)
+		case err != nil:
 			return fmt.Errorf("broker: the batch at offset %d is damaged: %w", e.Base, err)
 		}
 		for cursor := batch.Cursor(); cursor.Next(); {

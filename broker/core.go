@@ -61,9 +61,10 @@ const (
 // Batches of a topic that arrive between two Commits are stored with one write,
 // and their acknowledgements leave together.
 type Core struct {
-	cfg    CoreConfig
-	log    *slog.Logger
-	topics map[string]*topic
+	cfg     CoreConfig
+	log     *slog.Logger
+	topics  map[string]*topic
+	checker checker
 
 	dirty   []*topic   // have batches to store
 	acked   []*Session // have acknowledgements to send
@@ -81,13 +82,15 @@ type Core struct {
 }
 
 type coreCounters struct {
-	produced, fetched, fetchedBytes, refused, sessions atomic.Int64
+	produced, storedBytes, plainBytes, fetched, fetchedBytes, refused, sessions atomic.Int64
 }
 
 // CoreStats count since the core was made. Any goroutine may read them.
 type CoreStats struct {
 	Sessions     int64 // open now
 	Produced     int64 // batches stored and acknowledged
+	StoredBytes  int64 // of these batches
+	PlainBytes   int64 // of these batches uncompressed
 	Fetched      int64 // fetches answered with records
 	FetchedBytes int64 // of entries
 	Refused      int64 // requests answered with an error
@@ -111,6 +114,7 @@ func NewCore(cfg CoreConfig) (*Core, error) {
 		return nil, err
 	}
 	c := &Core{cfg: cfg, log: cfg.Logger, topics: map[string]*topic{}}
+	c.checker.limit = c.maxBatchBytes()
 	for _, name := range cfg.Store.Topics() {
 		c.addTopic(name, cfg.Store.Topic(name))
 	}
@@ -137,7 +141,7 @@ func defaultTo(v *int, d int) {
 // Stats returns the counters. Any goroutine.
 func (c *Core) Stats() CoreStats {
 	s := &c.stats
-	return CoreStats{s.sessions.Load(), s.produced.Load(), s.fetched.Load(), s.fetchedBytes.Load(), s.refused.Load()}
+	return CoreStats{s.sessions.Load(), s.produced.Load(), s.storedBytes.Load(), s.plainBytes.Load(), s.fetched.Load(), s.fetchedBytes.Load(), s.refused.Load()}
 }
 
 // Open begins a session for a connection.

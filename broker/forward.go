@@ -10,13 +10,13 @@ import (
 	"github.com/millrace/millrace/broker/wire"
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
-	"github.com/millrace/millrace/serialize"
 )
 
 // forwarder is the service of a proxy's sessions: it passes their requests on
 // over its link, on the loop's goroutine.
 type forwarder struct {
 	link    *link
+	checker checker
 	acked   []*Session // have acknowledgements to send
 	blocked []*Session // have requests that the link did not take
 	spare   []*forwardedProduce
@@ -28,7 +28,7 @@ type forwarder struct {
 }
 
 func newForwarder(l *link) *forwarder {
-	f := &forwarder{link: l}
+	f := &forwarder{link: l, checker: checker{limit: l.maxFrame - frameOverhead}}
 	l.onRoom = f.room
 	return f
 }
@@ -157,16 +157,9 @@ func (f *forwarder) produce(s *Session, m *netpoll.Message, frame []byte) bool {
 		s.refuse(p.Correlation, &wire.Error{Code: wire.InvalidTopic, Text: err.Error()})
 		return true
 	}
-	open := serialize.Open
-	if s.verified {
-		open = serialize.OpenTrusted
-	}
-	batch, err := open(p.Batch)
-	if err == nil && len(batch.Bytes()) != len(p.Batch) {
-		err = fmt.Errorf("%d bytes follow the batch", len(p.Batch)-len(batch.Bytes()))
-	}
-	if err != nil {
-		s.refuse(p.Correlation, &wire.Error{Code: wire.CorruptBatch, Text: err.Error()})
+	batch, records, refusal := f.checker.open(p.Batch, s.verified)
+	if refusal != nil {
+		s.refuse(p.Correlation, refusal)
 		return true
 	}
 	la := f.link.lanes[string(p.Topic)]
@@ -176,8 +169,8 @@ func (f *forwarder) produce(s *Session, m *netpoll.Message, frame []byte) bool {
 		}
 	}
 	// Before the append, because an answer may come from within it.
-	c := f.begin(s, p.Correlation, batch.Len())
-	if err := la.appendBatch(m, &batch, c); err != nil {
+	c := f.begin(s, p.Correlation, batch.Records)
+	if err := la.appendBatch(m, batch, &records, c); err != nil {
 		f.end(c)
 		s.verified = busy(err) // it is tried again
 		return f.taken(s, p.Correlation, err)

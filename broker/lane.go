@@ -172,30 +172,35 @@ type batchReply interface {
 
 // appendBatch takes the batch of a Produce, whose frame is the message m; its
 // records get successive offsets. A small one joins the open batch, record by
-// record; a larger one goes as it is. Errors as append's.
-func (la *lane) appendBatch(m *netpoll.Message, batch *serialize.Batch, reply batchReply) error {
+// record; a larger one, and a compressed one, whose records mean nothing, goes as it
+// is. Errors as append's.
+func (la *lane) appendBatch(m *netpoll.Message, batch serialize.Info, records *serialize.Batch, reply batchReply) error {
 	l := la.link
 	if l.state != linkUp {
 		return l.unreachable()
 	}
 	l.touched = true
-	if len(batch.Bytes()) <= l.batch.MaxBatchBytes/passShare {
-		err := la.batcher.Reserve(batch.Len(), batch.PayloadBytes())
+	if batch.Compression == serialize.None && batch.Bytes <= l.batch.MaxBatchBytes/passShare {
+		err := la.batcher.Reserve(batch.Records, records.PayloadBytes())
 		if err == nil {
-			la.appendRecords(batch, reply)
+			la.appendRecords(records, reply)
 			return nil
 		}
 		if !errors.Is(err, serialize.ErrRecordTooLarge) {
 			return err
 		}
 	}
-	if n, limit := len(batch.Bytes()), l.maxBatch(); n > limit {
+	if n, limit := batch.PlainBytes, l.maxBatch(); n > limit {
 		return tooLarge(n, limit)
 	}
 	if !la.batcher.Seal() {
 		return batcher.ErrFull
 	}
-	return l.pass(m, call{produce: reply, sentAt: l.loop.Clock()})
+	err := l.pass(m, call{produce: reply, sentAt: l.loop.Clock()})
+	if err == nil {
+		l.passed.Add(1)
+	}
+	return err
 }
 
 // pass sends a received request on. One that has a buffer to itself goes in it;

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace/millrace/batcher"
@@ -28,6 +29,8 @@ type link struct {
 	role     wire.Role // this end's
 	maxFrame int       // the largest frame that this end takes
 	batch    batcher.Options
+	counters batcher.Counters // of all lanes
+	passed   atomic.Int64     // batches passed on as they came
 
 	conn     *netpoll.Conn // nil while there is none
 	state    linkState
@@ -104,6 +107,7 @@ type linkConfig struct {
 	role     wire.Role
 	maxFrame int
 	batch    batcher.Options
+	compress serialize.Compression
 	log      *slog.Logger
 }
 
@@ -117,6 +121,13 @@ func newLink(h *host, c linkConfig) (*link, error) {
 	if l.batch.MaxBatchBytes > c.maxFrame-frameOverhead {
 		return nil, fmt.Errorf("broker: batches of %d bytes do not fit messages of %d: lower Batch.MaxBatchBytes or raise MaxMessageBytes", l.batch.MaxBatchBytes, c.maxFrame)
 	}
+	l.batch.Counters = &l.counters
+	if c.compress != serialize.None {
+		var err error
+		if l.batch.Compressor, err = serialize.NewCompressor(c.compress); err != nil {
+			return nil, err
+		}
+	}
 	// What is wrong with the rest shows now and not with the first record.
 	o := l.batch
 	o.Pool = h.pool
@@ -124,6 +135,21 @@ func newLink(h *host, c linkConfig) (*link, error) {
 		return nil, fmt.Errorf("broker: Batch: %w", err)
 	}
 	return l, nil
+}
+
+// LinkStats count what a Client or Proxy sent since it was made.
+type LinkStats struct {
+	Batches    int64 // that the aggregator closed
+	Records    int64 // in them
+	PlainBytes int64 // of them, before compression
+	Bytes      int64 // of them, as they were sent
+	Compressed int64 // of them, those that compression made smaller
+	Passed     int64 // batches of a Proxy's clients that it passed on as they came
+}
+
+func (l *link) stats() LinkStats {
+	c := &l.counters
+	return LinkStats{c.Batches.Load(), c.Records.Load(), c.PlainBytes.Load(), c.Bytes.Load(), c.Compressed.Load(), l.passed.Load()}
 }
 
 // transport is what the connection runs on; ok is false while there is none. Any

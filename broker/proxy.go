@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/broker/wire"
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/serialize"
 )
 
 // ProxyConfig configures a Proxy. The zero value of a field means its default;
@@ -30,9 +31,12 @@ type ProxyConfig struct {
 	// MaxMessageBytes is the largest message in either direction; see
 	// Config.MaxMessageBytes. Default 4 MiB.
 	MaxMessageBytes int
-	// Batch configures the aggregator of each topic on the link to the broker. Pool
-	// and OnWritable are the proxy's.
+	// Batch configures the aggregator of each topic on the link to the broker. Pool,
+	// OnWritable, Compressor and Counters are the proxy's.
 	Batch batcher.Options
+	// Compression is how the batches are compressed that the proxy gathers; see
+	// ClientConfig.Compression. What comes compressed is passed on as it is.
+	Compression serialize.Compression
 	// OnSendRT, if set, is told for every batch how many nanoseconds after it was
 	// sent to the broker its acknowledgement came. It runs on the loop.
 	OnSendRT func(nanos int64)
@@ -80,7 +84,7 @@ func NewProxy(cfg ProxyConfig) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{cfg: cfg, host: h, up: make(chan struct{})}
-	l, err := newLink(h, linkConfig{url: cfg.Broker, role: wire.RoleProxy, maxFrame: cfg.MaxMessageBytes, batch: cfg.Batch, log: cfg.Logger})
+	l, err := newLink(h, linkConfig{url: cfg.Broker, role: wire.RoleProxy, maxFrame: cfg.MaxMessageBytes, batch: cfg.Batch, compress: cfg.Compression, log: cfg.Logger})
 	if err != nil {
 		return nil, errors.Join(err, stopNow(h))
 	}
@@ -156,6 +160,9 @@ func (p *Proxy) URLs() []string { return p.urls }
 
 // Loop is the proxy's loop, for its Stats.
 func (p *Proxy) Loop() *netpoll.Loop { return p.host.loop }
+
+// Stats count what was sent to the broker. Any goroutine.
+func (p *Proxy) Stats() LinkStats { return p.forward.link.stats() }
 
 // Transport is what the link to the broker runs on, and why; ok is false while
 // there is no link. Any goroutine but the loop's.

@@ -9,7 +9,6 @@ import (
 	"github.com/millrace/millrace/broker/wire"
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
-	"github.com/millrace/millrace/serialize"
 )
 
 // request implements service.
@@ -50,27 +49,23 @@ func (c *Core) produce(s *Session, m *netpoll.Message, frame []byte) bool {
 	if limit := c.maxBatchBytes(); len(p.Batch) > limit {
 		return c.reject(s, p.Correlation, tooLarge(len(p.Batch), limit))
 	}
-	batch, err := serialize.Open(p.Batch)
-	if err == nil && len(batch.Bytes()) != len(p.Batch) {
-		err = fmt.Errorf("%d bytes follow the batch", len(p.Batch)-len(batch.Bytes()))
-	}
-	if err != nil {
-		return c.reject(s, p.Correlation, &wire.Error{Code: wire.CorruptBatch, Text: err.Error()})
+	batch, refusal := c.checker.check(p.Batch, s.role != wire.RoleProxy)
+	if refusal != nil {
+		return c.reject(s, p.Correlation, refusal)
 	}
 	t := c.topics[string(p.Topic)]
 	if t == nil {
-		var refusal *wire.Error
 		if t, refusal = c.createTopic(p.Topic); refusal != nil {
 			return c.reject(s, p.Correlation, refusal)
 		}
 	}
-	t.add(s, p.Correlation, p.Batch, batch.Len(), m)
+	t.add(s, p.Correlation, p.Batch, &batch, m)
 	return true
 }
 
 func tooLarge(bytes, limit int) *wire.Error {
 	return &wire.Error{Code: wire.TooLarge, A: uint64(limit),
-		Text: fmt.Sprintf("the batch has %d bytes, at most %d are taken: send smaller batches, or raise the broker's largest message", bytes, limit)}
+		Text: fmt.Sprintf("the batch has %d bytes uncompressed, at most %d are taken: send smaller batches, or raise the broker's largest message", bytes, limit)}
 }
 
 func (c *Core) fetch(s *Session, frame []byte) bool {

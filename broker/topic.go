@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/broker/seglog"
 	"github.com/millrace/millrace/broker/wire"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/serialize"
 )
 
 // topic is one topic's log, the batches on their way into it and the fetches that
@@ -33,7 +34,9 @@ type topic struct {
 type group struct {
 	batches  []seglog.Batch
 	produces []produce
-	bytes    int
+	bytes    int   // with what they hold besides
+	stored   int64 // of the batches as they are
+	plain    int64 // of them uncompressed
 }
 
 // produce is a request whose batch is not stored yet. Its lease keeps the batch's
@@ -87,7 +90,7 @@ func (c *Core) createTopic(name []byte) (*topic, *wire.Error) {
 }
 
 // add takes a checked batch, which is at the end of m.
-func (t *topic) add(s *Session, correlation uint32, batch []byte, records int, m *netpoll.Message) {
+func (t *topic) add(s *Session, correlation uint32, batch []byte, info *serialize.Info, m *netpoll.Message) {
 	var lease netpoll.Message
 	if t.groups == nil {
 		lease = m.Retain() // until the end of the cycle
@@ -96,8 +99,10 @@ func (t *topic) add(s *Session, correlation uint32, batch []byte, records int, m
 		batch = lease.Data[len(lease.Data)-len(batch):]
 	}
 	g := &t.pending
-	g.batches = append(g.batches, seglog.Batch{Payload: batch, Records: uint32(records)})
-	g.produces = append(g.produces, produce{s, correlation, uint32(records), lease})
+	g.batches = append(g.batches, seglog.Batch{Payload: batch, Records: uint32(info.Records)})
+	g.produces = append(g.produces, produce{s, correlation, uint32(info.Records), lease})
+	g.stored += int64(info.Bytes)
+	g.plain += int64(info.PlainBytes)
 	// Small ones are counted with what they hold besides.
 	g.bytes += len(batch) + frameOverhead
 	t.core.pendingBytes += len(batch) + frameOverhead
@@ -178,6 +183,8 @@ func (t *topic) stored(g *group, base uint64, err error) {
 	}
 	if err == nil {
 		t.core.stats.produced.Add(int64(len(g.produces)))
+		t.core.stats.storedBytes.Add(g.stored)
+		t.core.stats.plainBytes.Add(g.plain)
 	}
 	bytes := g.bytes
 	g.release()

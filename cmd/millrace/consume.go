@@ -38,7 +38,7 @@ a topic that does not exist yet is waited for.`,
 			if err != nil {
 				return err
 			}
-			c, err := dial(cmd, from)
+			c, err := dial(cmd, from, serialize.None)
 			if err != nil {
 				return err
 			}

@@ -99,9 +99,24 @@ func (m *metrics) watchBroker(stats func() broker.CoreStats) {
 	}
 	m.gauge("broker_sessions", "Clients and proxies connected.", nil, stat(func(s broker.CoreStats) int64 { return s.Sessions }))
 	m.counter("broker_stored_batches_total", "Batches stored and acknowledged.", stat(func(s broker.CoreStats) int64 { return s.Produced }))
+	m.counter("broker_stored_bytes_total", "Bytes of the batches stored, as they are.", stat(func(s broker.CoreStats) int64 { return s.StoredBytes }))
+	m.counter("broker_stored_plain_bytes_total", "Bytes of the batches stored, uncompressed.", stat(func(s broker.CoreStats) int64 { return s.PlainBytes }))
 	m.counter("broker_fetches_total", "Fetches answered with records.", stat(func(s broker.CoreStats) int64 { return s.Fetched }))
 	m.counter("broker_fetched_bytes_total", "Bytes of the batches that fetches were answered with.", stat(func(s broker.CoreStats) int64 { return s.FetchedBytes }))
 	m.counter("broker_refused_total", "Requests answered with an error.", stat(func(s broker.CoreStats) int64 { return s.Refused }))
+}
+
+// watchAggregator shows what the proxy sends to the broker.
+func (m *metrics) watchAggregator(stats func() broker.LinkStats) {
+	stat := func(get func(broker.LinkStats) int64) func() float64 {
+		return func() float64 { return float64(get(stats())) }
+	}
+	m.counter("aggregator_batches_total", "Batches gathered from clients' records.", stat(func(s broker.LinkStats) int64 { return s.Batches }))
+	m.counter("aggregator_records_total", "Records in these batches.", stat(func(s broker.LinkStats) int64 { return s.Records }))
+	m.counter("aggregator_plain_bytes_total", "Bytes of these batches before compression.", stat(func(s broker.LinkStats) int64 { return s.PlainBytes }))
+	m.counter("aggregator_bytes_total", "Bytes of these batches as they were sent.", stat(func(s broker.LinkStats) int64 { return s.Bytes }))
+	m.counter("aggregator_compressed_batches_total", "Of these batches, those that compression made smaller.", stat(func(s broker.LinkStats) int64 { return s.Compressed }))
+	m.counter("aggregator_passed_batches_total", "Batches of clients that were passed on as they came.", stat(func(s broker.LinkStats) int64 { return s.Passed }))
 }
 
 // watchLink shows what the link to the broker runs on.

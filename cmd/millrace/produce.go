@@ -21,7 +21,7 @@ import (
 const connectPatience = 10 * time.Second
 
 // dial connects a command to url.
-func dial(cmd *cobra.Command, url string) (*broker.Client, error) {
+func dial(cmd *cobra.Command, url string, compress serialize.Compression) (*broker.Client, error) {
 	b, err := backendsFor(url)
 	if err != nil {
 		return nil, err
@@ -29,7 +29,7 @@ func dial(cmd *cobra.Command, url string) (*broker.Client, error) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), connectPatience)
 	defer cancel()
 	log := logger(cmd)
-	c, err := broker.Connect(ctx, broker.ClientConfig{URL: url, Backends: b, Logger: log})
+	c, err := broker.Connect(ctx, broker.ClientConfig{URL: url, Backends: b, Compression: compress, Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func hangUp(c *broker.Client) error {
 }
 
 func produceCommand() *cobra.Command {
-	var to, topic, input string
+	var to, topic, input, compress string
 	cmd := &cobra.Command{
 		Use:   "produce --to URL --topic T [--input FILE|-]",
 		Short: "Store messages, one per line of a file",
@@ -58,6 +58,10 @@ It ends when every message was acknowledged; otherwise it says which were not, w
 			if to == "" || topic == "" {
 				return usageError("produce needs --to URL, a proxy or broker, and --topic T")
 			}
+			how, err := compression(compress)
+			if err != nil {
+				return err
+			}
 			in := cmd.InOrStdin()
 			if input != "-" {
 				f, err := os.Open(input)
@@ -67,13 +71,16 @@ It ends when every message was acknowledged; otherwise it says which were not, w
 				defer f.Close()
 				in = f
 			}
-			c, err := dial(cmd, to)
+			c, err := dial(cmd, to, how)
 			if err != nil {
 				return err
 			}
 			report, err := produce(cmd.Context(), c, topic, in)
 			err = errors.Join(err, hangUp(c))
 			if report != "" {
+				if s := c.Stats(); how != serialize.None {
+					report += fmt.Sprintf("; %d of %d batches compressed with %s, %d bytes for %d", s.Compressed, s.Batches, how, s.Bytes, s.PlainBytes)
+				}
 				fmt.Fprintln(cmd.ErrOrStderr(), report)
 			}
 			return err
@@ -82,7 +89,22 @@ It ends when every message was acknowledged; otherwise it says which were not, w
 	cmd.Flags().StringVar(&to, "to", "", "address of a proxy or broker: "+transportURLs())
 	cmd.Flags().StringVar(&topic, "topic", "", "topic; it is made with its first message")
 	cmd.Flags().StringVar(&input, "input", "-", "file of one message per line, - for standard input")
+	addCompress(cmd, &compress, "batches, which are stored so")
 	return cmd
+}
+
+// addCompress adds the flag for what batches of a command are compressed with.
+func addCompress(cmd *cobra.Command, name *string, what string) {
+	cmd.Flags().StringVar(name, "compress", serialize.None.String(), "compress "+what+": none, s2 (fast) or zstd (smaller); those that do not shrink stay as they are")
+}
+
+// compression is the one of that name, or a usage error.
+func compression(name string) (serialize.Compression, error) {
+	c, err := serialize.ParseCompression(name)
+	if err != nil {
+		return c, usageError("--compress: %w", err)
+	}
+	return c, nil
 }
 
 // produced counts what became of lines; token is the number of the line.

@@ -128,7 +128,7 @@ func (f *serverFlags) runBroker(cmd *cobra.Command, cfg broker.Config) (err erro
 
 func proxyCommand() *cobra.Command {
 	var f serverFlags
-	var to string
+	var to, compress string
 	var linger time.Duration
 	cmd := &cobra.Command{
 		Use:   "proxy --listen URL [--listen URL…] --broker URL",
@@ -146,11 +146,16 @@ most 5 s; afterwards requests are refused while there is no broker, and it goes 
 			if linger < 0 {
 				return usageError("--linger cannot be negative")
 			}
-			return f.runProxy(cmd, broker.ProxyConfig{Broker: to, Batch: batcher.Options{Linger: linger}})
+			how, err := compression(compress)
+			if err != nil {
+				return err
+			}
+			return f.runProxy(cmd, broker.ProxyConfig{Broker: to, Batch: batcher.Options{Linger: linger}, Compression: how})
 		},
 	}
 	f.add(cmd, "tcp://127.0.0.1:7071")
 	cmd.Flags().StringVar(&to, "broker", "", "address of the storage broker: "+transportURLs())
+	addCompress(cmd, &compress, "the batches that the proxy gathers")
 	cmd.Flags().DurationVar(&linger, "linger", 0, "how long a batch that is not full waits for more although the link is idle")
 	return cmd
 }
@@ -182,6 +187,7 @@ func (f *serverFlags) runProxy(cmd *cobra.Command, cfg broker.ProxyConfig) (err 
 	m.watchLoop(p.Loop())
 	m.watchRDMA(cfg.Backends)
 	m.watchLink(p.Transport)
+	m.watchAggregator(p.Stats)
 	start := func() error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), brokerPatience)
 		defer cancel()

@@ -134,6 +134,64 @@ func TestProduceConsume(t *testing.T) {
 	}
 }
 
+// page is what a server's metrics say now.
+func page(t *testing.T, metrics string) string {
+	t.Helper()
+	r, err := http.Get(metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// metric is the value of a metric of one line.
+func metric(t *testing.T, page, name string) (value float64) {
+	t.Helper()
+	for line := range strings.Lines(page) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			if _, err := fmt.Sscan(rest, &value); err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}
+	}
+	t.Fatalf("no metric %s in\n%s", name, page)
+	return 0
+}
+
+// Compressed messages come back as they went in, and the metrics show what was
+// saved.
+func TestCompress(t *testing.T) {
+	lines, err := os.ReadFile(filepath.Join("..", "..", "bench", "sample", "logs.txt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker, stored := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir(), "--metrics", "127.0.0.1:0")
+	proxy, sent := server(t, "proxy", "--listen", "tcp://127.0.0.1:0", "--broker", broker, "--metrics", "127.0.0.1:0", "--compress", "s2")
+	n := fmt.Sprint(bytes.Count(lines, []byte("\n")))
+	for topic, how := range map[string]string{"a": "s2", "b": "zstd", "c": "none"} {
+		_, said, status := call(t, string(lines), "produce", "--to", proxy, "--topic", topic, "--compress", how)
+		if status != 0 || (how == "none") == strings.Contains(said, "compressed with "+how) {
+			t.Fatalf("produce --compress %s: exit status %d\n%s", how, status, said)
+		}
+		if got, said, status := call(t, "", "consume", "--from", proxy, "--topic", topic, "--count", n); status != 0 || got != string(lines) {
+			t.Fatalf("consume: exit status %d, %d bytes of %d\n%s", status, len(got), len(lines), said)
+		}
+	}
+	p := page(t, stored)
+	if small, plain := metric(t, p, "millrace_broker_stored_bytes_total"), metric(t, p, "millrace_broker_stored_plain_bytes_total"); small > 0.8*plain {
+		t.Errorf("%.0f bytes are stored for %.0f", small, plain)
+	}
+	if n := metric(t, page(t, sent), "millrace_aggregator_passed_batches_total"); n == 0 {
+		t.Error("the proxy passed no batch on as it came")
+	}
+}
+
 // A consumer that comes first waits for the topic, follows it and ends in order
 // when interrupted.
 func TestConsumeFollows(t *testing.T) {
@@ -199,6 +257,7 @@ func TestErrors(t *testing.T) {
 		"bad idle":             {args: []string{"proxy", "--idle", "x", "--broker", broker}, status: 2, say: "latency, balanced or efficient"},
 		"proxy without broker": {args: []string{"proxy"}, status: 2, say: "--broker URL"},
 		"metrics port in use":  {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir(), "--metrics", strings.TrimPrefix(broker, "tcp://")}, status: 1, say: "--metrics"},
+		"bad compression":      {args: []string{"produce", "--to", broker, "--topic", "t", "--compress", "gzip"}, status: 2, say: "s2 or zstd"},
 		"no topic":             {args: []string{"produce", "--to", broker}, status: 2, say: "--topic T"},
 		"bad topic":            {args: []string{"produce", "--to", broker, "--topic", "a/b"}, status: 1, say: "topic"},
 		"no input":             {args: []string{"produce", "--to", broker, "--topic", "t", "--input", file + "x"}, status: 1, say: "no such file"},
