@@ -106,6 +106,18 @@ func TestWorkloads(t *testing.T) {
 			}
 			return nil
 		}},
+		{"stream", all[1:], func(r *report.Row) error {
+			if r.FlushPerMessage == nil || !slices.Contains([]float64{256, 1024, 65536}, r.MessageBytes) {
+				return errors.New("incomplete")
+			}
+			return nil
+		}},
+		{"matched", all[1:], func(r *report.Row) error {
+			if r.MessageBytes != 256 || (r.Share == 0) != (r.OfferedRate == 0) || r.CPUMicrosPerMessage["broker"] <= 0 {
+				return errors.New("incomplete")
+			}
+			return nil
+		}},
 		{"consume", all[1:], func(*report.Row) error { return nil }},
 		{"serialize", nil, func(r *report.Row) error {
 			if r.RecordsPerSecond <= 0 || r.OverheadBytesPerRecord == 0 || r.Codec == "" || r.Workers < 1 || r.CRC == nil {
@@ -149,7 +161,7 @@ func TestInput(t *testing.T) {
 	if err := os.WriteFile(file, []byte("\nshort\n\n"+strings.Repeat("x", 300_000)+"\nlast without newline"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, workload := range []string{"rtt", "throughput"} {
+	for _, workload := range []string{"rtt", "stream", "throughput"} {
 		rep, err := run(t, bench.Options{Workloads: []string{workload}, Input: file, Transports: []string{"dpdk"}, Connections: 2})
 		if err != nil {
 			t.Fatal(err)

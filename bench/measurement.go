@@ -34,9 +34,24 @@ type part struct {
 type sample struct {
 	result        role.Result
 	device, label string
+	reason        string             // why it runs on that device, where that was not what was asked for
 	cpuPerMessage map[string]float64 // µs: machine and parts
 	busyShare     map[string]float64
 	sendRT        *measure.Quantiles
+}
+
+// askedFor is a netpoll.Transport's reason where there was no fall-back.
+const askedFor = "asked for"
+
+// runsOn takes over what a part says that its connection runs on.
+func (s *sample) runsOn(e *role.Event) {
+	if e.Device == "" {
+		return
+	}
+	s.device, s.label, s.reason = e.Device, e.Label, e.Reason
+	if s.reason == askedFor {
+		s.reason = ""
+	}
 }
 
 // errTooShort is wrapped where a measurement ended before its first message.
@@ -90,9 +105,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 			return nil, err
 		}
 		address = e.URL
-		if e.Device != "" {
-			found.device, found.label = e.Device, e.Label
-		}
+		found.runsOn(&e)
 	}
 	client.spec.URL = address
 	cl, err := l.Start(client.name, client.spec, client.place)
@@ -104,9 +117,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err != nil {
 		return nil, err
 	}
-	if ready.Device != "" {
-		found.device, found.label = ready.Device, ready.Label
-	}
+	found.runsOn(&ready)
 	if err := cl.Tell(role.Start); err != nil {
 		return nil, err
 	}

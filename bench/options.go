@@ -26,7 +26,8 @@ type Options struct {
 	// Workloads, of those in the list of that name. nil: all.
 	Workloads []string
 	// Size of every message in bytes, or Input, a file of one message per line.
-	// Default: 128 bytes for rtt, the sample of package sample for the others.
+	// Default: 128 bytes for rtt, several sizes for stream, 256 for matched, the sample
+	// of package sample for the others.
 	Size  int
 	Input string
 	// Rate of the produce workload, messages per second. Default defaultRate.
@@ -34,7 +35,7 @@ type Options struct {
 	// Connections of the client. Default 1.
 	Connections int
 	// Idle policy of the loops under test. Default: latency for rtt where two CPUs
-	// are there, else balanced. A client that shares its CPU with the proxy is
+	// are there, efficient for matched, else balanced. A client that shares its CPU with the proxy is
 	// efficient in any case.
 	Idle string
 	// Duration of one measurement, without its warm-up. Default 1 s, quick 0.4 s.
@@ -61,7 +62,7 @@ const (
 )
 
 // Workloads lists the names in the order in which they run.
-var Workloads = []string{"rtt", "produce", "throughput", "consume", "serialize"}
+var Workloads = []string{"rtt", "stream", "produce", "throughput", "matched", "consume", "serialize"}
 
 // HeadlineWorkloads are those that the published claims are about.
 var HeadlineWorkloads = []string{"produce", "throughput"}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"slices"
 
@@ -33,6 +34,11 @@ func (r *runner) eachDevice(f func(transport, device string)) {
 	if r.has("tcp") {
 		f("tcp", blockingSockets)
 	}
+	r.eachLoopDevice(f)
+}
+
+// eachLoopDevice is eachDevice without ordinary sockets.
+func (r *runner) eachLoopDevice(f func(transport, device string)) {
 	for _, t := range transports.Schemes() {
 		for _, d := range r.devices[t] {
 			f(t, d.Name)
@@ -95,12 +101,9 @@ func messageRate(r *report.Row) float64 { return r.MessagesPerSecond }
 // pathJob measures client → proxy → broker with the transport between the latter
 // two. load says how the client sends.
 func (r *runner) pathJob(workload, transport, device string, load role.Spec) *job {
-	idle := r.o.Idle
-	if idle == "" {
-		idle = netpoll.Balanced().Name
-	}
+	idle := cmp.Or(load.Idle, r.idleOr(netpoll.Balanced()))
 	spec := load
-	spec.Idle, spec.Input, spec.Size, spec.Connections = idle, r.o.Input, r.o.Size, r.o.Connections
+	spec.Idle, spec.Input, spec.Size, spec.Connections = idle, r.o.Input, cmp.Or(load.Size, r.o.Size), r.o.Connections
 	spec.Warmup, spec.Duration, spec.Durability = r.warmup(), r.o.Duration, pathDurability.String()
 
 	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS}, true}
@@ -121,16 +124,20 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 		broker.spec.Role, proxy.spec.Role, client.spec.Blocking = "net-broker", "net-proxy", true
 	}
 
-	return &job{
+	j := &job{
 		row: report.Row{
 			Workload: workload, Transport: transport, Topology: r.topo.name, Device: device, Layer: "message", Idle: idle, Emulated: r.emul,
 			Batched: &load.Batched, FlushPerMessage: &load.FlushEach, Connections: spec.Connections,
 			Placement: placement(client, proxy, broker), Durability: spec.Durability,
 		},
-		once: func(ctx context.Context) (*sample, error) {
+		atRate: func(ctx context.Context, rate float64) (*sample, error) {
+			client := client
+			client.spec.Rate = rate
 			return measureRow(ctx, &r.o.Launcher, []part{broker, proxy}, client, verify)
 		},
 	}
+	j.once = func(ctx context.Context) (*sample, error) { return j.atRate(ctx, load.Rate) }
+	return j
 }
 
 // punctualNanos is the timer slack of a client that sends by the clock.

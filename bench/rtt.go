@@ -13,14 +13,11 @@ import (
 // rttJobs are the ping-pongs between two processes: of raw sockets and ports
 // (the floor), and through the whole message path.
 func (r *runner) rttJobs() []*job {
-	idle := r.o.Idle
-	if idle == "" {
-		idle = netpoll.Latency().Name
-		if len(r.cpus) < 2 {
-			idle = netpoll.Balanced().Name
-		}
-	}
 	spin := len(r.cpus) > 1 // two processes that spin on one CPU measure its scheduler
+	idle := r.idleOr(netpoll.Latency())
+	if !spin {
+		idle = r.idleOr(netpoll.Balanced())
+	}
 	var jobs []*job
 	if r.has("tcp") {
 		jobs = append(jobs, r.rttJob("tcp", "net", "message", "blocking", "net"))

@@ -13,12 +13,15 @@ import (
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/internal/transports"
+	"github.com/millrace/millrace/netpoll"
 )
 
 // job is one row to be: its conditions and how to measure it once.
 type job struct {
 	row  report.Row
 	once func(ctx context.Context) (*sample, error)
+	// atRate measures a message path once under another rate.
+	atRate func(ctx context.Context, messagesPerSecond float64) (*sample, error)
 	// primary is the figure whose spread is reported.
 	primary func(*report.Row) float64
 	samples []*sample
@@ -213,12 +216,12 @@ func (j *job) finish() report.Row {
 	median := func(f func(*sample) float64) float64 { return measure.Median(pick(f)) }
 	last := j.samples[n-1]
 	if last.device != "" {
-		row.Device, row.Label = last.device, last.label
+		row.Device, row.Label, row.Reason = last.device, last.label, last.reason
 	}
 	row.Messages = int64(median(func(s *sample) float64 { return float64(s.result.Messages) }))
 	row.Seconds = median(func(s *sample) float64 { return s.result.Elapsed.Seconds() })
 	row.MessagesPerSecond = median(func(s *sample) float64 { return float64(s.result.Messages) / s.result.Elapsed.Seconds() })
-	if row.Messages > 0 {
+	if row.MessageBytes == 0 {
 		row.MessageBytes = median(func(s *sample) float64 { return float64(s.result.Bytes) / float64(max(1, s.result.Messages)) })
 	}
 	row.BytesPerSecond = median(func(s *sample) float64 { return float64(s.result.Bytes) / s.result.Elapsed.Seconds() })
@@ -292,6 +295,10 @@ func (r *runner) jobs(workload string) []*job {
 		return r.rttJobs()
 	case "produce":
 		return r.produceJobs()
+	case "stream":
+		return r.streamJobs()
+	case "matched":
+		return r.matchedJobs()
 	case "throughput":
 		return r.throughputJobs()
 	case "consume":
@@ -300,6 +307,11 @@ func (r *runner) jobs(workload string) []*job {
 		return r.serializeJobs()
 	}
 	return nil
+}
+
+// idleOr is the idle policy that was asked for, else otherwise.
+func (r *runner) idleOr(otherwise netpoll.IdlePolicy) string {
+	return cmp.Or(r.o.Idle, otherwise.Name)
 }
 
 // placement says where the parts run.

@@ -22,6 +22,7 @@ type Row struct {
 	Topology  string `json:"topology,omitempty"`  // local, netns
 	Device    string `json:"device,omitempty"`    // net, epoll, softroce+udp, memif, …
 	Label     string `json:"label,omitempty"`     // rnic, soft-roce, user-space, kernel
+	Reason    string `json:"reason,omitempty"`    // why it ran on that device, where that was not what was asked for
 	Emulated  bool   `json:"emulated,omitempty"`
 	Layer     string `json:"layer,omitempty"` // message, port
 	Idle      string `json:"idle,omitempty"`  // latency, balanced, efficient, blocking
@@ -35,6 +36,7 @@ type Row struct {
 
 	MessageBytes      float64 `json:"messageBytes,omitempty"` // mean
 	OfferedRate       float64 `json:"offeredRate,omitempty"`  // messages per second
+	Share             float64 `json:"share,omitempty"`        // offered rate as a share of TCP's maximum
 	Messages          int64   `json:"messages,omitempty"`
 	Seconds           float64 `json:"seconds,omitempty"`
 	MessagesPerSecond float64 `json:"messagesPerSecond,omitempty"`
@@ -73,6 +75,9 @@ type Report struct {
 	Skipped []Skip          `json:"skipped"`
 }
 
+// sized tells whether rows of the same workload differ in the size of messages.
+func (r *Row) sized() bool { return r.Workload == "stream" || r.Workload == "matched" }
+
 // Condition names what a row measured, without its figures: two rows of two runs
 // with the same condition can be compared.
 func (r *Row) Condition() string {
@@ -87,6 +92,12 @@ func (r *Row) Condition() string {
 	}
 	if r.FlushPerMessage != nil && *r.FlushPerMessage {
 		s += " flush-per-message"
+	}
+	if r.sized() {
+		s += fmt.Sprintf(" %.0fB", r.MessageBytes)
+	}
+	if r.Share > 0 {
+		s += fmt.Sprintf(" share=%g", r.Share)
 	}
 	if r.CRC != nil && !*r.CRC {
 		s += " no-crc"

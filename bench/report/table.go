@@ -31,7 +31,7 @@ func Reference(rows []Row, row *Row) *Row {
 
 func comparable(a, b *Row) bool {
 	return a.Workload == b.Workload && a.Topology == b.Topology && a.Layer == b.Layer && a.Connections == b.Connections &&
-		isTrue(a.Batched) == isTrue(b.Batched) && isTrue(a.FlushPerMessage) == isTrue(b.FlushPerMessage) &&
+		a.Share == b.Share && (!a.sized() || a.MessageBytes == b.MessageBytes) && isTrue(a.Batched) == isTrue(b.Batched) && isTrue(a.FlushPerMessage) == isTrue(b.FlushPerMessage) &&
 		(a.Idle == b.Idle || a.Idle == "blocking" || b.Idle == "blocking")
 }
 
@@ -69,11 +69,17 @@ func conditions(r *Row) string {
 			s = append(s, p)
 		}
 	}
+	if r.sized() {
+		s = append(s, fmt.Sprintf("%.0f B", r.MessageBytes))
+	}
 	if r.Batched != nil {
 		s = append(s, map[bool]string{true: "batched", false: "single"}[*r.Batched])
 	}
 	if isTrue(r.FlushPerMessage) {
 		s = append(s, "flush per message")
+	}
+	if r.Share > 0 {
+		s = append(s, fmt.Sprintf("%.0f %% of TCP's maximum: %s/s", 100*r.Share, number(r.OfferedRate)))
 	}
 	if r.Connections > 1 {
 		s = append(s, fmt.Sprintf("%d connections", r.Connections))
@@ -86,6 +92,9 @@ func conditions(r *Row) string {
 	}
 	if r.CRC != nil {
 		s = append(s, map[bool]string{true: "CRC", false: "no CRC"}[*r.CRC])
+	}
+	if r.Reason != "" {
+		s = append(s, "FELL BACK: "+r.Reason)
 	}
 	if r.Sustained != nil && !*r.Sustained {
 		s = append(s, "RATE NOT SUSTAINED")
@@ -132,10 +141,10 @@ func (rep *Report) tables() []table {
 
 func (rep *Report) note(r *Row) string {
 	var s []string
-	if r.MessageBytes > 0 {
+	if r.MessageBytes > 0 && !r.sized() {
 		s = append(s, fmt.Sprintf("messages of %.0f B on average", r.MessageBytes))
 	}
-	if r.OfferedRate > 0 {
+	if r.OfferedRate > 0 && r.Share == 0 {
 		s = append(s, fmt.Sprintf("%s messages/s offered", strings.TrimSpace(number(r.OfferedRate))))
 	}
 	if r.Durability != "" {

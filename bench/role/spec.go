@@ -24,8 +24,9 @@ type Spec struct {
 
 	Warmup      time.Duration `json:"warmup,omitempty"`
 	Duration    time.Duration `json:"duration,omitempty"`
-	Rate        float64       `json:"rate,omitempty"`   // messages per second, all connections together
-	Window      int           `json:"window,omitempty"` // messages in flight
+	Rate        float64       `json:"rate,omitempty"`       // messages per second, all connections together
+	Window      int           `json:"window,omitempty"`     // messages in flight
+	QueueBytes  int           `json:"queueBytes,omitempty"` // bound on what one connection queues; 0: the loop's default
 	Connections int           `json:"connections,omitempty"`
 	Batched     bool          `json:"batched,omitempty"`
 	FlushEach   bool          `json:"flushEach,omitempty"`
@@ -74,6 +75,7 @@ type Event struct {
 	URL       string   `json:"url,omitempty"`
 	Device    string   `json:"device,omitempty"`
 	Label     string   `json:"label,omitempty"`
+	Reason    string   `json:"reason,omitempty"` // why this device; see netpoll.Transport
 	Error     string   `json:"error,omitempty"`
 	Fix       string   `json:"fix,omitempty"`
 	Result    *Result  `json:"result,omitempty"`

@@ -29,7 +29,7 @@ func startLoop(spec role.Spec) (*runningLoop, error) {
 	}
 	forSleepers(idle, 1)
 	l, err := netpoll.NewLoop(netpoll.Options{
-		Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, Logger: warnings(),
+		Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, MaxQueuedBytes: spec.QueueBytes, Logger: warnings(),
 	})
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func (l *runningLoop) shutdown() error {
 
 // describe tells the parent what a connection really runs on.
 func describe(t netpoll.Transport) role.Event {
-	return role.Event{Device: t.Device, Label: t.Label}
+	return role.Event{Device: t.Device, Label: t.Label, Reason: t.Reason}
 }
 
 // serveLoop listens with h until the parent says Stop.

@@ -144,7 +144,7 @@ func runProxy(ctx context.Context, spec role.Spec, c *role.Control) error {
 	}
 	ready := role.Event{Kind: role.Ready, URL: p.URLs()[0]}
 	if t, ok := p.Transport(); ok {
-		ready.Device, ready.Label = t.Device, t.Label
+		ready.Device, ready.Label, ready.Reason = t.Device, t.Label, t.Reason
 	}
 	c.Emit(ready)
 	m := loopMeter(p.Loop())

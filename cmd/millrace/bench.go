@@ -32,10 +32,14 @@ func benchCommand() *cobra.Command {
 
 Workloads:
   rtt         ping-pong between two processes; layer port is the floor, a bare socket or port
+  stream      one connection without a broker, one way, as fast as it goes: 256 B, 1 KiB and 64 KiB,
+              sent one by one, and with a flush after each (what cannot leave at once may still be gathered)
   produce     client, proxy, broker, acknowledgement at a fixed rate, with the aggregator and with each
               message a request of its own; latency counts from the time
               at which a message was due, so that a stall shows in all messages that it delayed
   throughput  the same as fast as it goes, with the aggregator and with each message a request of its own
+  matched     256 B, each message a request of its own, as fast as it goes, and then on every transport at
+              the same load, half of what TCP was able to do: the cost of a message, and its round trip
   consume     reading a topic from its start
   serialize   the batch format beside others, on one core and two
 Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test. What was
@@ -52,11 +56,11 @@ could not run (the others ran).`,
 	fl.StringSliceVar(&f.transports, "transports", nil, "transports to compare: tcp,rdma,dpdk (default all that can run here)")
 	fl.StringVar(&f.options.Topology, "topology", "local", "local, or netns: two network namespaces joined by a veth pair (root)")
 	fl.StringVar(&f.workload, "workload", "all", strings.Join(bench.Workloads, ", ")+" or all; several with commas")
-	fl.IntVar(&f.options.Size, "size", 0, "bytes of every message (default 128 for rtt, else the built-in sample)")
+	fl.IntVar(&f.options.Size, "size", 0, "bytes of every message (default 128 for rtt, as said for stream and matched, else the built-in sample)")
 	fl.StringVar(&f.options.Input, "input", "", "file of real messages, one per line")
 	fl.Float64Var(&f.options.Rate, "rate", 0, "messages per second of the produce workload (default 2000)")
 	fl.IntVar(&f.options.Connections, "connections", 1, "connections of the client")
-	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, else balanced)")
+	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, efficient for matched, else balanced)")
 	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 1s, quick 0.4s)")
 	fl.BoolVar(&f.options.Quick, "quick", false, "one repetition of each, done within a minute")
 	fl.BoolVar(&f.headline, "headline", false, "print only the published claims as ratios of this run")
