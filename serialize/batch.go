@@ -11,69 +11,76 @@ import (
 // they are, and must not be written to. A Batch may be read from several
 // goroutines.
 type Batch struct {
-	bytes       []byte
-	payload     []byte
-	checkpoints []byte
+	bytes   []byte
+	payload []byte
 
 	value, key, header column
 	attr               column
 	time, starts       column
+	checkpoints        uint32 // where they are in bytes
+	sumMin             uint32 // the smallest record: the sum of the three smallest lengths
 	baseTime           int64
 	minStep            int64
-	sumMin             uint32 // the smallest record: the sum of the three smallest lengths
 	n                  int
 	steps              bool // timestamps are steps
 	simple             bool // no keys, headers or attributes: a record is its value
 }
 
-// column is one column's stored numbers and what to add to each.
+// column is where one column's stored numbers are in the batch, and what to add
+// to each.
 type column struct {
-	data  []byte
-	width int // bits per number: 0 or a power of two
-	min   uint32
+	offset uint32
+	min    uint32
+	width  int8 // bits per number: 0 or a power of two
 }
 
-// at is stored number i, without min; width at most 32.
-func (c *column) at(i int) uint32 {
-	switch c.width {
-	case 0:
+// from is the batch's bytes from number i of column c on, which begins a byte.
+func (b *Batch) from(c *column, i int) []byte { return b.bytes[int(c.offset)+i*int(c.width)>>3:] }
+
+// at is stored number i of column c, without min; width at most 32.
+func (b *Batch) at(c *column, i int) uint32 {
+	if c.width == 0 {
 		return 0
-	case 8:
-		return uint32(c.data[i])
-	case 16:
-		return uint32(binary.LittleEndian.Uint16(c.data[2*i:]))
-	case 32:
-		return binary.LittleEndian.Uint32(c.data[4*i:])
 	}
-	return c.small(i)
+	return number(b.bytes[c.offset:], i, int(c.width))
 }
 
-// small is stored number i of a column of width 1, 2 or 4.
-func (c *column) small(i int) uint32 {
-	bit := i * c.width
-	return uint32(c.data[bit>>3]) >> (bit & 7) & (1<<c.width - 1)
-}
-
-// at64 is stored number i, without min.
-func (c *column) at64(i int) uint64 {
+// at64 is stored number i of column c, without min.
+func (b *Batch) at64(c *column, i int) uint64 {
 	if c.width == 64 {
-		return binary.LittleEndian.Uint64(c.data[8*i:])
+		return binary.LittleEndian.Uint64(b.bytes[int(c.offset)+8*i:])
 	}
-	return uint64(c.at(i))
+	return uint64(b.at(c, i))
 }
 
-// from is the column's bytes from number i on, the first of a block.
-func (c *column) from(i int) []byte { return c.data[i*c.width>>3:] }
+// number is number i of a column of width 1 to 32.
+func number(col []byte, i, width int) uint32 {
+	switch width {
+	case 8:
+		return uint32(col[i])
+	case 16:
+		return uint32(binary.LittleEndian.Uint16(col[2*i:]))
+	case 32:
+		return binary.LittleEndian.Uint32(col[4*i:])
+	}
+	return small(col, i, width)
+}
+
+// small is number i of a column of width 1, 2 or 4.
+func small(col []byte, i, width int) uint32 {
+	bit := i * width
+	return uint32(col[bit>>3]) >> (bit & 7) & (1<<width - 1)
+}
 
 // checkpoint is where record block*blockRecords begins in the payload.
 func (b *Batch) checkpoint(block int) uint32 {
 	if block == 0 {
 		return 0
 	}
-	return binary.LittleEndian.Uint32(b.checkpoints[4*(block-1):])
+	return binary.LittleEndian.Uint32(b.bytes[int(b.checkpoints)+4*(block-1):])
 }
 
-func (b *Batch) attributes(i int) byte { return byte(b.attr.min + b.attr.at(i)) }
+func (b *Batch) attributes(i int) byte { return byte(b.attr.min + b.at(&b.attr, i)) }
 
 // Len is the number of records, at least 1.
 func (b *Batch) Len() int { return b.n }
@@ -98,7 +105,7 @@ func (b *Batch) Value(i int) []byte {
 		return nil
 	}
 	start := b.start(i) + b.keyLen(i)
-	end := start + b.value.min + b.value.at(i)
+	end := start + b.valueLen(i)
 	return b.payload[start:end:end]
 }
 
@@ -115,12 +122,12 @@ func (b *Batch) Key(i int) []byte {
 
 // Headers is the header block of record i; nil if it has none.
 func (b *Batch) Headers(i int) HeaderBlock {
-	n := b.header.min + b.header.at(i)
+	n := b.headerLen(i)
 	if n == 0 {
 		b.mustHave(i)
 		return nil
 	}
-	start := b.start(i) + b.keyLen(i) + b.value.min + b.value.at(i)
+	start := b.start(i) + b.keyLen(i) + b.valueLen(i)
 	return HeaderBlock(b.payload[start : start+n : start+n])
 }
 
@@ -128,13 +135,13 @@ func (b *Batch) Headers(i int) HeaderBlock {
 func (b *Batch) Timestamp(i int) int64 {
 	b.mustHave(i)
 	if !b.steps {
-		return b.baseTime + int64(b.time.at64(i))
+		return b.baseTime + int64(b.at64(&b.time, i))
 	}
 	within := i & (blockRecords - 1)
-	t := b.baseTime + int64(b.starts.at64(i>>blockShift)) + int64(within)*b.minStep
+	t := b.baseTime + int64(b.at64(&b.starts, i>>blockShift)) + int64(within)*b.minStep
 	if b.time.width > 0 && within > 0 {
 		first := i - within
-		t += int64(sumColumn(b.time.from(first), within+1, b.time.width) - b.time.at64(first))
+		t += int64(sumColumn(b.from(&b.time, first), within+1, int(b.time.width)) - b.at64(&b.time, first))
 	}
 	return t
 }
@@ -142,7 +149,7 @@ func (b *Batch) Timestamp(i int) int64 {
 // Record is record i.
 func (b *Batch) Record(i int) Record {
 	start := b.start(i)
-	return b.record(i, start, start+b.sumMin+b.value.at(i)+b.key.at(i)+b.header.at(i), b.Timestamp(i))
+	return b.record(i, start, start+b.sumMin+b.at(&b.value, i)+b.at(&b.key, i)+b.at(&b.header, i), b.Timestamp(i))
 }
 
 // record is record i, which lies at payload[start:end].
@@ -154,7 +161,7 @@ func (b *Batch) record(i int, start, end uint32, timestamp int64) Record {
 	}
 	a := b.attributes(i)
 	valueAt := start + b.keyLen(i)
-	headersAt := valueAt + b.value.min + b.value.at(i)
+	headersAt := valueAt + b.valueLen(i)
 	if a&attrKey != 0 {
 		r.Key = b.payload[start:valueAt:valueAt]
 	}
@@ -167,7 +174,9 @@ func (b *Batch) record(i int, start, end uint32, timestamp int64) Record {
 	return r
 }
 
-func (b *Batch) keyLen(i int) uint32 { return b.key.min + b.key.at(i) }
+func (b *Batch) keyLen(i int) uint32    { return b.key.min + b.at(&b.key, i) }
+func (b *Batch) valueLen(i int) uint32  { return b.value.min + b.at(&b.value, i) }
+func (b *Batch) headerLen(i int) uint32 { return b.header.min + b.at(&b.header, i) }
 
 // mustHave panics like a slice if there is no record i: columns of width 0 have
 // nothing to index.
@@ -183,10 +192,10 @@ func (b *Batch) start(i int) uint32 {
 	within := i & (blockRecords - 1)
 	block := i - within
 	start := b.checkpoint(i>>blockShift) + uint32(within)*b.sumMin
-	start += uint32(sumColumn(b.value.from(block), within, b.value.width))
+	start += uint32(sumColumn(b.from(&b.value, block), within, int(b.value.width)))
 	if !b.simple {
-		start += uint32(sumColumn(b.key.from(block), within, b.key.width))
-		start += uint32(sumColumn(b.header.from(block), within, b.header.width))
+		start += uint32(sumColumn(b.from(&b.key, block), within, int(b.key.width)))
+		start += uint32(sumColumn(b.from(&b.header, block), within, int(b.header.width)))
 	}
 	return start
 }

@@ -15,50 +15,74 @@ package serialize
 type Cursor struct {
 	b       *Batch
 	payload []byte
-	i, n    int
-	simple  bool
-	// bounds[k] is where record k of the block begins and bounds[k+1] where it ends.
+	i       int
+	until   int // end of the records whose bounds are known
+	// bounds[i&31] is where the value of record i begins, and gap later is where it
+	// ends: gap is 1 where values lie back to back; else ends have a half of their
+	// own, and bounds are known of half a block.
 	bounds [blockRecords + 1]uint32
-	// times are the timestamps of block timesOf, which may be an earlier one.
-	times   [blockRecords]int64
-	timesOf int
+	next   uint32 // where record until begins
+	nulls  uint32 // bit i&31: record i is a deletion
+	gap    int
+	timeOf int
+	time   int64 // timestamp of record timeOf, if timestamps are steps
 }
 
 // Cursor returns a cursor before the first record. The batch must stay in place
 // while it is used.
-func (b *Batch) Cursor() Cursor {
-	return Cursor{b: b, payload: b.payload, i: -1, n: b.n, simple: b.simple, timesOf: -1}
+func (b *Batch) Cursor() (c Cursor) {
+	c.b, c.payload, c.i, c.gap = b, b.payload, -1, 1
+	return c
 }
 
 // Next moves to the next record; false if there is none.
 func (c *Cursor) Next() bool {
 	c.i++
-	return c.i&(blockRecords-1) != 0 && c.i < c.n || c.fill()
+	return c.i < c.until || c.fill()
 }
 
-// fill decodes the bounds of the block that begins with record i.
+// fill decodes bounds from record i on, where those that are known end.
 func (c *Cursor) fill() bool {
-	b, i := c.b, c.i
-	if i >= c.n {
-		c.i = c.n
+	b := c.b
+	if c.until == b.n {
+		c.i = b.n
 		return false
 	}
-	from := b.checkpoint(i >> blockShift)
-	c.bounds[0] = from
-	ends := c.bounds[1 : 1+min(blockRecords, c.n-i)]
-	if b.simple {
-		prefixColumn(ends, b.value.from(i), b.value.width, b.value.min, from)
+	if !b.simple {
+		c.fillRich()
 		return true
 	}
-	clear(ends)
-	addColumn(ends, b.value.from(i), b.value.width)
-	addColumn(ends, b.key.from(i), b.key.width)
-	addColumn(ends, b.header.from(i), b.header.width)
-	for k := range ends {
-		from += b.sumMin + ends[k]
-		ends[k] = from
-	}
+	count := min(blockRecords, b.n-c.i)
+	c.bounds[0] = c.next
+	prefixColumn(c.bounds[1:1+count], b.from(&b.value, c.i), int(b.value.width), b.value.min, c.next)
+	c.next = c.bounds[count]
+	c.until += count
 	return true
+}
+
+// fillRich does so for half a block of records that may have keys and headers.
+func (c *Cursor) fillRich() {
+	const half = blockRecords / 2
+	b, first, from := c.b, c.i, c.next
+	c.nulls, c.gap = 0, half-first&half<<1 // half or -half
+	c.until = min(first+half, b.n)
+	var keys, values, headers [half]uint32
+	count := c.until - first
+	addColumn(keys[:count], b.from(&b.key, first), int(b.key.width))
+	addColumn(values[:count], b.from(&b.value, first), int(b.value.width))
+	addColumn(headers[:count], b.from(&b.header, first), int(b.header.width))
+	for i := range count {
+		k := (first + i) & (blockRecords - 1)
+		if b.attributes(first+i)&attrNullValue != 0 {
+			c.nulls |= 1 << k
+		}
+		from += b.key.min + keys[i]
+		c.bounds[k] = from
+		from += b.value.min + values[i]
+		c.bounds[k+c.gap] = from
+		from += b.header.min + headers[i]
+	}
+	c.next = from
 }
 
 // Index is the record's index in the batch.
@@ -66,45 +90,39 @@ func (c *Cursor) Index() int { return c.i }
 
 // Value is the record's value; nil for a deletion.
 func (c *Cursor) Value() []byte {
-	if !c.simple {
-		return c.richValue()
-	}
 	k := c.i & (blockRecords - 1)
-	return c.payload[c.bounds[k]:c.bounds[k+1]:c.bounds[k+1]]
+	if c.nulls>>k&1 != 0 {
+		return nil
+	}
+	end := c.bounds[k+c.gap]
+	return c.payload[c.bounds[k]:end:end]
 }
-
-func (c *Cursor) richValue() []byte { return c.Record().Value }
 
 // Timestamp is the record's timestamp, Unix milliseconds.
 func (c *Cursor) Timestamp() int64 {
-	if c.i>>blockShift != c.timesOf {
-		c.fillTimes()
-	}
-	return c.times[c.i&(blockRecords-1)]
-}
-
-// fillTimes decodes the timestamps of the block that holds record i.
-func (c *Cursor) fillTimes() {
 	b := c.b
-	c.timesOf = c.i >> blockShift
-	first := c.timesOf << blockShift
-	times := c.times[:min(blockRecords, c.n-first)]
 	if !b.steps {
-		for k := range times {
-			times[k] = b.baseTime + int64(b.time.at64(first+k))
-		}
-		return
+		return b.baseTime + int64(b.at64(&b.time, c.i))
 	}
-	t := b.baseTime + int64(b.starts.at64(c.timesOf))
-	times[0] = t
-	for k := 1; k < len(times); k++ {
-		t += b.minStep + int64(b.time.at64(first+k))
-		times[k] = t
+	at := c.timeOf
+	if first := c.i &^ (blockRecords - 1); at <= first {
+		at = first
+		c.time = b.baseTime + int64(b.at64(&b.starts, first>>blockShift))
 	}
+	for ; at < c.i; at++ {
+		c.time += b.minStep + int64(b.at64(&b.time, at+1))
+	}
+	c.timeOf = at
+	return c.time
 }
 
 // Record is the record.
 func (c *Cursor) Record() Record {
 	k := c.i & (blockRecords - 1)
-	return c.b.record(c.i, c.bounds[k], c.bounds[k+1], c.Timestamp())
+	from, end := c.bounds[k], c.bounds[k+c.gap]
+	if !c.b.simple {
+		from -= c.b.keyLen(c.i)
+		end += c.b.headerLen(c.i)
+	}
+	return c.b.record(c.i, from, end, c.Timestamp())
 }

@@ -125,9 +125,8 @@ func sumSmall(x uint64, width int) uint64 {
 func addColumn(lens []uint32, col []byte, width int) {
 	switch width {
 	case 1, 2, 4:
-		c := column{data: col, width: width}
 		for i := range lens {
-			lens[i] += c.small(i)
+			lens[i] += small(col, i, width)
 		}
 	case 8:
 		col = col[:len(lens)]
@@ -156,9 +155,8 @@ func prefixColumnGeneric(ends []uint32, col []byte, width int, base, from uint32
 			ends[i] = from
 		}
 	case 1, 2, 4:
-		c := column{data: col, width: width}
 		for i := range ends {
-			from += base + c.small(i)
+			from += base + small(col, i, width)
 			ends[i] = from
 		}
 	case 8:
@@ -186,16 +184,6 @@ func addBlocksGeneric(sums []uint64, col []byte, width int) {
 	for i := range sums {
 		sums[i] += sumColumn(col[i*4*width:], blockRecords, width)
 	}
-}
-
-// maxColumn is the largest number among the first n of a column of width at most
-// 8.
-func maxColumn(c *column, n int) byte {
-	var most uint32
-	for i := range n {
-		most = max(most, c.at(i))
-	}
-	return byte(most)
 }
 
 // copyValuesGeneric is the reference of copyValues.

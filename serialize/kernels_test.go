@@ -25,7 +25,7 @@ func TestColumns(t *testing.T) {
 			}
 			col := make([]byte, columnBytes(n, width))
 			packLengths(col, values, base, width)
-			c := column{data: col, width: width, min: base}
+			b, c := Batch{bytes: col}, column{width: int8(width), min: base}
 
 			var sum uint64
 			ends, lens := make([]uint32, n), make([]uint32, n)
@@ -34,7 +34,7 @@ func TestColumns(t *testing.T) {
 			addColumn(lens, col, width)
 			at := from
 			for i, v := range values {
-				if got := base + c.at(i); got != v {
+				if got := base + b.at(&c, i); got != v {
 					t.Fatalf("width %d: number %d of %d is %d, want %d", width, i, n, got, v)
 				}
 				sum += uint64(v - base)

@@ -10,23 +10,29 @@ import (
 // It does not allocate unless it fails. The errors are ErrTruncated,
 // ErrNotBatch, ErrVersion, ErrFeatures, ErrChecksum, ErrCorrupt and, for what a
 // Decoder opens, ErrCompressed; all wrapped with what was found.
-func Open(b []byte) (Batch, error) { return open(b, true) }
+func Open(b []byte) (batch Batch, err error) {
+	err = batch.open(b, true)
+	return batch, err
+}
 
 // OpenTrusted is Open without the checksum, for bytes that were checked before
 // and have not left the process since. The structure is checked all the same,
 // so that no later access can fail.
-func OpenTrusted(b []byte) (Batch, error) { return open(b, false) }
-
-func open(b []byte, verify bool) (batch Batch, err error) {
-	b, err = whole(b, verify)
-	if err != nil {
-		return Batch{}, err
-	}
-	if c := Compression(b[offCompression]); c != None {
-		return Batch{}, fmt.Errorf("%w: by %s", ErrCompressed, c)
-	}
-	err = batch.view(b)
+func OpenTrusted(b []byte) (batch Batch, err error) {
+	err = batch.open(b, false)
 	return batch, err
+}
+
+// open makes b, which is zero, the view of the batch at the start of bytes.
+func (b *Batch) open(bytes []byte, verify bool) error {
+	bytes, err := whole(bytes, verify)
+	if err != nil {
+		return err
+	}
+	if c := Compression(bytes[offCompression]); c != None {
+		return fmt.Errorf("%w: by %s", ErrCompressed, c)
+	}
+	return b.view(bytes)
 }
 
 // whole cuts b to the batch at its start, all of which must be there, with the
@@ -59,19 +65,23 @@ func (b *Batch) view(bytes []byte) error {
 	}
 	b.bytes = bytes
 	b.payload = bytes[HeaderBytes:p.checkpoints:p.checkpoints]
-	b.checkpoints = bytes[p.checkpoints:p.starts]
-	b.starts.data, b.value.data = bytes[p.starts:p.values], bytes[p.values:p.keys]
-	b.key.data, b.header.data = bytes[p.keys:p.headers], bytes[p.headers:p.times]
-	b.time.data, b.attr.data = bytes[p.times:p.attrs], bytes[p.attrs:p.end]
-	for _, c := range [...]*column{&b.value, &b.key, &b.header, &b.time, &b.attr} {
-		if used := b.n * c.width & 7; used != 0 && c.data[len(c.data)-1]>>used != 0 {
-			return corruptf("bits behind a column's last number are not zero")
-		}
+	b.checkpoints, b.starts.offset = uint32(p.checkpoints), uint32(p.starts)
+	b.value.offset, b.key.offset, b.header.offset = uint32(p.values), uint32(p.keys), uint32(p.headers)
+	b.time.offset, b.attr.offset = uint32(p.times), uint32(p.attrs)
+	if b.n&7 != 0 && (b.leftOver(&b.value, b.n) || b.leftOver(&b.key, b.n) || b.leftOver(&b.header, b.n) ||
+		b.leftOver(&b.time, b.n) || b.leftOver(&b.attr, b.n)) {
+		return corruptf("bits behind a column's last number are not zero")
 	}
-	if used := blocks(b.n) * b.starts.width & 7; used != 0 && b.starts.data[len(b.starts.data)-1]>>used != 0 {
+	if b.leftOver(&b.starts, blocks(b.n)) {
 		return corruptf("bits behind the last block time are not zero")
 	}
 	return b.checkLengths()
+}
+
+// leftOver says whether bits are set behind the n numbers of column c.
+func (b *Batch) leftOver(c *column, n int) bool {
+	end := n * int(c.width)
+	return end&7 != 0 && b.bytes[int(c.offset)+end>>3]>>(end&7) != 0
 }
 
 // parseHeader reads the header's numbers, within their limits, and computes
@@ -87,32 +97,26 @@ func (b *Batch) parseHeader(h []byte) (p parts, err error) {
 	p.headerW, p.attrW = widthOf(h[offWidths+1]&15), widthOf(h[offWidths+1]>>4)
 	p.timeW, p.startW = widthOf(h[offWidths+2]&15), widthOf(h[offWidths+2]>>4)
 	features := le.Uint16(h[offFeatures:])
-	*b = Batch{
-		n: int(records), simple: features&richFeatures == 0,
-		baseTime: int64(le.Uint64(h[offTimestamp:])), minStep: int64(le.Uint64(h[offMinStep:])),
-		value:  column{width: p.valueW, min: le.Uint32(h[offMinValue:])},
-		key:    column{width: p.keyW, min: le.Uint32(h[offMinKey:])},
-		header: column{width: p.headerW, min: le.Uint32(h[offMinHeaders:])},
-		attr:   column{width: p.attrW, min: uint32(h[offMinAttr])},
-		time:   column{width: p.timeW}, starts: column{width: p.startW},
-	}
-	if err := b.value.check("value length", 32, true); err != nil {
-		return p, err
-	}
-	if err := b.key.check("key length", 32, features&featureKeys != 0); err != nil {
-		return p, err
-	}
-	if err := b.header.check("header length", 32, features&featureHeaders != 0); err != nil {
-		return p, err
-	}
-	if err := b.attr.check("attribute", 2, features&featureAttributes != 0); err != nil {
-		return p, err
-	}
-	if err := b.time.check("timestamp", 64, true); err != nil {
-		return p, err
-	}
-	if err := b.starts.check("block time", 64, features&featureSteps != 0); err != nil {
-		return p, err
+	b.n, b.simple = int(records), features&richFeatures == 0
+	b.baseTime, b.minStep = int64(le.Uint64(h[offTimestamp:])), int64(le.Uint64(h[offMinStep:]))
+	b.value.min, b.value.width = le.Uint32(h[offMinValue:]), int8(p.valueW)
+	b.key.min, b.key.width = le.Uint32(h[offMinKey:]), int8(p.keyW)
+	b.header.min, b.header.width = le.Uint32(h[offMinHeaders:]), int8(p.headerW)
+	b.attr.min, b.attr.width = uint32(h[offMinAttr]), int8(p.attrW)
+	b.time.width, b.starts.width = int8(p.timeW), int8(p.startW)
+	switch {
+	case b.value.wrong(32, true):
+		return p, b.value.refuse("value length", 32)
+	case b.key.wrong(32, features&featureKeys != 0):
+		return p, b.key.refuse("key length", 32)
+	case b.header.wrong(32, features&featureHeaders != 0):
+		return p, b.header.refuse("header length", 32)
+	case b.attr.wrong(2, features&featureAttributes != 0):
+		return p, b.attr.refuse("attribute", 2)
+	case b.time.wrong(64, true):
+		return p, b.time.refuse("timestamp", 64)
+	case b.starts.wrong(64, features&featureSteps != 0):
+		return p, b.starts.refuse("block time", 64)
 	}
 	p.steps = features&featureSteps != 0
 	if !p.steps && b.minStep != 0 {
@@ -123,16 +127,18 @@ func (b *Batch) parseHeader(h []byte) (p parts, err error) {
 	return p, nil
 }
 
-// check refuses a width that does not exist or is beyond most, and a column that
-// holds something though it is not used.
-func (c *column) check(name string, most int, used bool) error {
+// wrong: the width does not exist or is beyond most, or the column holds something
+// though it is not used.
+func (c *column) wrong(most int8, used bool) bool {
+	return c.width < 0 || c.width > most || !used && (c.width != 0 || c.min != 0)
+}
+
+// refuse says why a column is wrong.
+func (c *column) refuse(name string, most int8) error {
 	if c.width < 0 || c.width > most {
 		return corruptf("%s column has an unknown width, or more than %d bits", name, most)
 	}
-	if !used && (c.width != 0 || c.min != 0) {
-		return corruptf("%s column is used without its feature bit", name)
-	}
-	return nil
+	return corruptf("%s column is used without its feature bit", name)
 }
 
 // checkLengths proves that the lengths fill the payload exactly and that every
@@ -142,7 +148,7 @@ func (b *Batch) checkLengths() error {
 	// No sum overflows: at most 2^20 records of three 33-bit lengths.
 	least := uint64(b.value.min) + uint64(b.key.min) + uint64(b.header.min)
 	var end uint64
-	var sums [64]uint64
+	var sums [32]uint64
 	for at, all := 0, blocks(b.n); at < all; at += len(sums) {
 		group := sums[:min(len(sums), all-at)]
 		b.blockSums(group, at)
@@ -167,29 +173,33 @@ func (b *Batch) checkLengths() error {
 // blockSums writes what the length columns add up to in each block from block at
 // on.
 func (b *Batch) blockSums(sums []uint64, at int) {
-	clear(sums)
+	if at > 0 {
+		clear(sums) // of the blocks before
+	}
+	full := min(len(sums), b.n>>blockShift-at)
+	first := (at + full) << blockShift
 	for _, c := range [...]*column{&b.value, &b.key, &b.header} {
 		if c.width == 0 {
 			continue
 		}
-		full := min(len(sums), b.n>>blockShift-at)
-		addBlocks(sums[:full], c.from(at<<blockShift), c.width)
+		addBlocks(sums[:full], b.from(c, at<<blockShift), int(c.width))
 		if full < len(sums) {
-			first := (at + full) << blockShift
-			sums[full] += sumColumn(c.from(first), b.n-first, c.width)
+			sums[full] += sumColumn(b.from(c, first), b.n-first, int(c.width))
+		}
+		if b.simple {
+			return
 		}
 	}
 }
 
 func (b *Batch) checkAttributes() error {
-	if most := b.attr.min + uint32(maxColumn(&b.attr, b.n)); most > knownAttrs {
-		return corruptf("unknown attribute bits %#x", most)
-	}
 	for i := range b.n {
-		switch a := b.attributes(i); {
-		case a&attrKey == 0 && b.key.min+b.key.at(i) != 0:
+		switch a := b.attr.min + b.at(&b.attr, i); {
+		case a > knownAttrs:
+			return corruptf("unknown attribute bits %#x of record %d", a, i)
+		case a&attrKey == 0 && b.keyLen(i) != 0:
 			return corruptf("record %d has key bytes but no key", i)
-		case a&attrNullValue != 0 && b.value.min+b.value.at(i) != 0:
+		case a&attrNullValue != 0 && b.valueLen(i) != 0:
 			return corruptf("record %d has value bytes but no value", i)
 		}
 	}
