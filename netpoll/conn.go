@@ -221,6 +221,13 @@ func (e *Endpoint) Deliver(ms []Message) {
 	}
 }
 
+// Roomy tells that the connection queues less than a quarter of what it may, and is
+// not draining: nobody waits for the transport to finish with it.
+func (e *Endpoint) Roomy() bool {
+	c, o := &e.conn, &e.conn.loop.opts
+	return c.state == connOpen && 4*c.queuedMsgs < o.MaxQueuedMessages && 4*c.queuedBytes < o.MaxQueuedBytes
+}
+
 // Sent reports that the transport finished with messages messages of together
 // bytes payload bytes, in order. It ends back-pressure and completes a drain.
 func (e *Endpoint) Sent(messages, bytes int) {

@@ -116,7 +116,9 @@ func (c *conn) post() int {
 	if len(wrs) == 0 {
 		return 0
 	}
-	wrs[len(wrs)-1].Signaled = true
+	last := &wrs[len(wrs)-1]
+	last.Signaled = true
+	last.Late = c.ep != nil && c.ep.Roomy()
 	n, err := c.qp.PostSend(wrs)
 	if n < len(wrs) {
 		// The device took fewer than its queue has room for: the pair is in error,

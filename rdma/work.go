@@ -38,6 +38,10 @@ type SendWR struct {
 	Data     []byte // 8 bytes for atomics, which hold the old value in this machine's byte order
 	Signaled bool   // ask for a completion; errors always complete
 	Inline   bool   // the device copies Data at the post
+	// Late says that nobody waits for the completion: it may come some milliseconds
+	// late. A device that sends acknowledgements itself then saves those that would
+	// wake two programs for nothing.
+	Late bool
 
 	RemoteAddr uint64 // WRITE, READ, atomics: MR.RemoteAddr of the peer; for atomics a multiple of 8
 	RKey       uint32 // and its MR.RKey

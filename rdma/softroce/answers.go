@@ -46,7 +46,6 @@ func (q *queuePair) ask(e *sendWQE, f *Frame, now int64) {
 	}
 	(*roce.BTH)(b).Put(op, 0, q.peerQPN, true, q.next)
 	q.seal(f, n)
-	q.sinceAckReq = 0
 	q.rdOut++
 	q.sentPSNs(psns, true, now)
 	if q.next == e.end {

@@ -54,9 +54,11 @@ type Options struct {
 	// Window is the most packets that a queue pair has in flight; default 128, at
 	// least 16, at most 65,536 and the link's Queue (if that is 16 or more).
 	Window int
-	// AckDelay is how long an acknowledgement may wait for others to join it;
-	// default 200 µs, negative for none. It goes out earlier after 16 packets and
-	// before the loop sleeps, and never before data that is ready to be sent.
+	// AckDelay is how long an acknowledgement that the peer asked for may wait for
+	// others to join it; default 200 µs, negative for none. It goes out earlier after 16
+	// packets and before the loop sleeps, and never before data that is ready to be
+	// sent. One that was not asked for goes with the first data after that time, or by
+	// itself 4 ms after the packet.
 	AckDelay time.Duration
 	// PeerTimeout is how long a queue pair with unacknowledged data waits for any
 	// progress before it fails with rdma.RetryExceeded, or rdma.RNRRetryExceeded if
@@ -116,17 +118,19 @@ type Device struct {
 	txHead, txFill, txAlloc int
 	rx                      [burst]Frame
 
-	active              ring // queue pairs that may have packets to send
-	resp                []*queuePair
+	active              ring         // queue pairs that may have packets to send
+	due                 []*queuePair // owe an answer or response now
+	later               []*queuePair // owe an acknowledgement that waits, until laterAt at least
+	laterAt             int64
 	respStarved         bool // the link gave no frame for a response: responses go first next time
 	urgent              bool // a response that should not wait for the next Progress
-	flush               bool // send every response now: the loop is about to sleep
+	flush               bool // the loop is about to sleep
+	flushable           bool // later has an acknowledgement that was asked for
 	blocked             bool // some queue pair waits for room in a completion queue
 	starved             bool // the link refused frames in this Progress
 	now                 int64
 	nextTimer           int64 // no timer of a queue pair expires before
 	armed               int   // queue pairs with a running timer
-	answering           bool  // some queue pair has more to answer than its turn let it
 	ackDelay, peerDelay int64
 	rnrSyndrome         roce.Syndrome
 
@@ -139,6 +143,10 @@ type Device struct {
 	pds     []*domain
 	rkeys   map[uint32]*region // by remote key
 	events  []rdma.Event       // not yet polled
+
+	port   LinkState // the link, if it can tell
+	portUp bool
+	lookAt int64
 }
 
 var _ rdma.Device = (*Device)(nil)
@@ -148,7 +156,10 @@ var _ rdma.Device = (*Device)(nil)
 // nobody can guess them.
 func New(link Link, opts Options) *Device {
 	a := link.Attr()
-	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64, rkeys: map[uint32]*region{}}
+	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64, laterAt: math.MaxInt64, rkeys: map[uint32]*region{}}
+	if d.port, _ = link.(LinkState); d.port != nil {
+		d.portUp = d.port.Up()
+	}
 	headers := 8 + 40
 	if a.Local.Addr().Unmap().Is4() {
 		headers = 8 + 20

@@ -42,6 +42,12 @@ type Armer interface {
 	Arm() (idle bool)
 }
 
+// LinkState is implemented by a Link that can tell whether its network can be
+// reached. Up must not block.
+type LinkState interface {
+	Up() bool
+}
+
 // LinkAttr describes a Link.
 type LinkAttr struct {
 	Name  string         // softroce+udp, net_memif0, memory

@@ -59,7 +59,7 @@ func (q *queuePair) queueAnswer(w answer) {
 		a.fresh++
 	}
 	q.dev.urgent = true
-	q.join()
+	q.hasten()
 }
 
 // dropFirst takes the first answer out of the queue.
@@ -80,35 +80,35 @@ func (q *queuePair) receiveWrite(p, data []byte, props roce.Props, now int64) bo
 		h := (*roce.RETH)(ext)
 		ext = ext[roce.RETHLen:]
 		if h.DMALen() > MaxMessage {
-			q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+			q.refuse(respInvalid, rdma.RemoteInvalidReq)
 			return false
 		}
 		var ok bool
 		if target, mr, ok = q.remote(h.RKey(), h.VA(), h.DMALen(), rdma.RemoteWrite); !ok {
-			q.refuse(respAccess, rdma.RemoteAccessError, now)
+			q.refuse(respAccess, rdma.RemoteAccessError)
 			return false
 		}
 		q.filled = 0
 	}
 	left := len(target) - q.filled - len(data)
 	if left < 0 || (left == 0) != (props&roce.End != 0) {
-		q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+		q.refuse(respInvalid, rdma.RemoteInvalidReq)
 		return false
 	}
 	if mr.gone() {
-		q.refuse(respAccess, rdma.RemoteAccessError, now)
+		q.refuse(respAccess, rdma.RemoteAccessError)
 		return false
 	}
 	if props&roce.HasImmDt != 0 {
 		e := q.receive()
 		if e == nil {
 			q.dev.stats.NoReceive++
-			q.notReady(now)
+			q.notReady()
 			return false
 		}
 		if q.recvCQ.full() {
 			q.dev.stats.CQFull++
-			q.notReady(now)
+			q.notReady()
 			return false
 		}
 		q.recvCQ.push(rdma.WC{
@@ -131,7 +131,7 @@ func (q *queuePair) receiveWrite(p, data []byte, props roce.Props, now int64) bo
 func (q *queuePair) execute(p []byte, psn uint32, now int64) uint32 {
 	a := &q.answers
 	if a.fresh == a.limit || a.full() { // more than the peer was told to have under way (IBTA vol. 1, §9.7.4.1.4)
-		q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+		q.refuse(respInvalid, rdma.RemoteInvalidReq)
 		return 0
 	}
 	x := described(p, psn)
@@ -139,17 +139,17 @@ func (q *queuePair) execute(p []byte, psn uint32, now int64) uint32 {
 	if x.op != roce.ReadRequest {
 		want, n = rdma.RemoteAtomic, 8
 		if x.va%8 != 0 {
-			q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+			q.refuse(respInvalid, rdma.RemoteInvalidReq)
 			return 0
 		}
 	}
 	if n > MaxMessage {
-		q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+		q.refuse(respInvalid, rdma.RemoteInvalidReq)
 		return 0
 	}
 	mem, mr, ok := q.remote(x.rkey, x.va, n, want)
 	if !ok {
-		q.refuse(respAccess, rdma.RemoteAccessError, now)
+		q.refuse(respAccess, rdma.RemoteAccessError)
 		return 0
 	}
 	psns := uint32(1)
@@ -253,7 +253,7 @@ func (q *queuePair) lostMemory() {
 	for !q.answers.empty() {
 		q.answers.dropFirst()
 	}
-	q.refuse(respAccess, rdma.RemoteAccessError, q.dev.now)
+	q.refuse(respAccess, rdma.RemoteAccessError)
 }
 
 // sendAnswer writes the next packet of the first answer into f.

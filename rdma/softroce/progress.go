@@ -11,6 +11,9 @@ import (
 // descriptor tells when it takes them again.
 const txRetryNanos = 20_000
 
+// portNanos is how often the device looks whether its link is up, while it runs.
+const portNanos = 10_000_000
+
 // Progress implements rdma.Device. One call sends what is posted, then the
 // acknowledgements that are due, then receives one burst. So what the caller posts
 // in answer to received messages leaves before their acknowledgement.
@@ -20,6 +23,9 @@ func (d *Device) Progress(now int64) (work int, deadline int64) {
 	}
 	d.now = now
 	d.starved = false
+	if d.port != nil {
+		d.watchPort(now)
+	}
 	if now >= d.nextTimer {
 		if d.armed > 0 {
 			work += d.receiveAll(now)
@@ -34,13 +40,16 @@ func (d *Device) Progress(now int64) (work int, deadline int64) {
 	}
 	if d.respStarved {
 		d.respStarved = false
-		work += d.respond(now, false)
+		work += d.respond(false)
 	}
 	if d.active.first != nil {
 		work += d.transmit(now)
 	}
-	if len(d.resp) > 0 {
-		work += d.respond(now, false)
+	if now >= d.laterAt || d.flush && d.flushable {
+		d.collect(now)
+	}
+	if len(d.due) > 0 {
+		work += d.respond(false)
 	}
 	d.flush = false
 	if d.txHead != d.txFill {
@@ -49,7 +58,7 @@ func (d *Device) Progress(now int64) (work int, deadline int64) {
 	work += d.receive(now)
 	if d.urgent {
 		d.urgent = false
-		work += d.respond(now, true)
+		work += d.respond(true)
 		d.sendFrames()
 	}
 	return work, d.deadline(now)
@@ -64,10 +73,10 @@ func (d *Device) deadline(now int64) int64 {
 	switch {
 	case d.starved:
 		t = min(t, now+txRetryNanos)
-	case d.answering:
+	case len(d.due) > 0:
 		return now
-	case len(d.resp) > 0:
-		t = min(t, d.resp[0].ackAt)
+	default:
+		t = min(t, d.laterAt)
 	}
 	if t == math.MaxInt64 {
 		return 0
@@ -84,6 +93,9 @@ func (d *Device) transmit(now int64) (sent int) {
 		}
 		n, more := q.transmit(now, min(quantum, burst-sent))
 		sent += n
+		if n > 0 {
+			q.joinData(now)
+		}
 		if more {
 			d.active.add(q)
 		}
@@ -155,35 +167,56 @@ func (d *Device) sendFrames() {
 	d.stats.TxBytes += uint64(bytes)
 }
 
-// respond sends answers and the responses that are due, or only the urgent ones
-// among them. Each queue pair has a turn of quantum packets.
-func (d *Device) respond(now int64, urgent bool) (sent int) {
+// collect makes those acknowledgements due that have waited long enough or, before the
+// loop sleeps, that were asked for.
+func (d *Device) collect(now int64) {
 	keep := 0
-	d.answering = false
-	for i, q := range d.resp {
-		due := q.respDue(now, urgent)
-		left := q.resp != respNone
-		if due || !q.answers.empty() {
+	d.laterAt = math.MaxInt64
+	for _, q := range d.later {
+		if q.resp == respAck && !q.inDue {
+			if now+ackSlack < q.ackAt && !(d.flush && q.askedBack) {
+				d.laterAt = min(d.laterAt, q.ackAt)
+				d.later[keep] = q
+				keep++
+				continue
+			}
+			q.hasten()
+		}
+		q.inLater = false
+	}
+	clear(d.later[keep:])
+	d.later = d.later[:keep]
+	if d.flush {
+		d.flushable = false
+	}
+}
+
+// respond sends what is due, or only what is urgent: not acknowledgements alone. Each
+// queue pair has a turn of quantum packets.
+func (d *Device) respond(urgent bool) (sent int) {
+	keep := 0
+	for i, q := range d.due {
+		left := true
+		if !urgent || q.resp != respAck || !q.answers.empty() {
 			var n int
 			var starved bool
-			n, left, starved = q.respond(quantum, due)
+			n, left, starved = q.respond(quantum)
 			sent += n
 			if starved {
 				d.respStarved = true
-				keep += copy(d.resp[keep:], d.resp[i:])
+				keep += copy(d.due[keep:], d.due[i:])
 				break
 			}
-			d.answering = d.answering || !q.answers.empty()
 		}
 		if left {
-			d.resp[keep] = q
+			d.due[keep] = q
 			keep++
 		} else {
-			q.inResp = false
+			q.inDue = false
 		}
 	}
-	clear(d.resp[keep:])
-	d.resp = d.resp[:keep]
+	clear(d.due[keep:])
+	d.due = d.due[:keep]
 	return sent
 }
 
@@ -252,6 +285,10 @@ func (d *Device) packet(f *Frame, now int64) {
 	}
 	if q.state != rdma.QPReadyToSend {
 		s.DropState++
+		if q.state == rdma.QPInit && !q.told && d.intact(f, p) {
+			q.told = true
+			d.event(rdma.Event{Kind: rdma.EventCommEstablished, QPN: q.num})
+		}
 		return
 	}
 	if f.Src.Addr() != q.peerAddr {
@@ -273,8 +310,7 @@ func (d *Device) packet(f *Frame, now int64) {
 		}
 		sum = q.rxCRC.Sum(covered)
 	}
-	if delta := sum ^ roce.GetICRC(p[len(covered):]); delta != 0 &&
-		!(d.attr.Numbered && f.Pseudo == nil && roce.IsSegment(delta, len(p))) {
+	if !d.sums(f, p, sum) {
 		s.DropICRC++
 		return
 	}
@@ -285,6 +321,42 @@ func (d *Device) packet(f *Frame, now int64) {
 		q.answer(p, data, props, now)
 	default:
 		q.request(p, data, props, now)
+	}
+}
+
+// sums tells whether sum is the ICRC of packet p in f.
+func (d *Device) sums(f *Frame, p []byte, sum uint32) bool {
+	delta := sum ^ roce.GetICRC(p[len(p)-roce.ICRCLen:])
+	return delta == 0 || d.attr.Numbered && f.Pseudo == nil && roce.IsSegment(delta, len(p))
+}
+
+// intact is the check of the ICRC where no queue pair knows the sender yet.
+func (d *Device) intact(f *Frame, p []byte) bool {
+	covered := p[:len(p)-roce.ICRCLen]
+	if f.Pseudo != nil {
+		return d.sums(f, p, roce.Sum(f.Pseudo, covered))
+	}
+	if f.Src.Addr().Is4() != d.attr.Local.Addr().Unmap().Is4() {
+		return false
+	}
+	var b [56]byte
+	crc := roce.NewICRC(roce.AppendPseudo(b[:0], f.Src, d.attr.Local))
+	return d.sums(f, p, crc.Sum(covered))
+}
+
+// watchPort raises an event when the link goes up or down.
+func (d *Device) watchPort(now int64) {
+	if now < d.lookAt {
+		return
+	}
+	d.lookAt = now + portNanos
+	if up := d.port.Up(); up != d.portUp {
+		d.portUp = up
+		kind := rdma.EventPortDown
+		if up {
+			kind = rdma.EventPortUp
+		}
+		d.event(rdma.Event{Kind: kind})
 	}
 }
 

@@ -22,6 +22,7 @@ type sendWQE struct {
 	imm      uint32
 	op       rdma.Opcode
 	signaled bool
+	late     bool
 }
 
 // answered tells whether the request ends with a response of its own.
@@ -52,7 +53,8 @@ type queuePair struct {
 	state      rdma.QPState
 	closed     bool
 	active     bool // in dev.active
-	inResp     bool // in dev.resp
+	inDue      bool // in dev.due
+	inLater    bool // in dev.later
 	blocked    bool // a completion waits for room; dev.blocked is set too
 	nextActive *queuePair
 
@@ -77,7 +79,9 @@ type queuePair struct {
 	postPSN         uint32 // PSN of the first packet of the next request to be posted
 	window          int32  // packets that may be in flight now
 	windowCredit    int32  // packets acknowledged towards one more
-	sinceAckReq     int32  // packets sent since one that asked for an acknowledgement
+	asked           uint32 // the PSN behind the last packet that asked for an acknowledgement
+	requests        uint32 // requests sent whole since then
+	askTails        uint16 // late requests that will ask at their end all the same
 	backoff         uint8  // expiries without progress
 	attempts        uint8  // expiries and RNR NAKs without progress, up to minAttempts
 	rnrs            int    // RNR NAKs without progress
@@ -123,7 +127,10 @@ type queuePair struct {
 	lastMR         *region // of the last remote key
 	resp           response
 	unanswered     int32 // packets received since the last response
-	ackAt          int64 // when a pending acknowledgement must go out
+	askedBack      bool  // the peer asked for the acknowledgement that is pending
+	joinAt         int64 // when it goes along with data that is sent
+	ackAt          int64 // when it goes by itself
+	told           bool  // EventCommEstablished was raised
 	done           []executed
 	doneCount      uint32 // READs and atomics executed; done holds the last ones
 	answers        answerQueue
@@ -139,7 +146,7 @@ func newQP(p *domain, num, psn uint32, cfg rdma.QPConfig, scq, rcq *completionQu
 	q := &queuePair{
 		dev: p.dev, pd: p, num: num, startPSN: psn, sendCQ: scq, recvCQ: rcq,
 		sq: make([]sendWQE, ringSize(cfg.SendWRs)), sqDepth: uint32(cfg.SendWRs), access: cfg.Access, maxRdAtomic: cfg.MaxRdAtomic,
-		una: psn, next: psn, high: psn, postPSN: psn,
+		una: psn, next: psn, high: psn, asked: psn, postPSN: psn,
 		sendStatus: rdma.FlushError, recvStatus: rdma.FlushError,
 	}
 	if cfg.SRQ == nil {
@@ -236,7 +243,7 @@ func (q *queuePair) PostSend(wrs []rdma.SendWR) (n int, err error) {
 		packets := max(1, uint32(len(data)+q.mtu-1)>>q.mtuShift)
 		end := roce.PSNAdd(q.postPSN, packets)
 		q.sq[slot] = sendWQE{
-			id: w.ID, data: data, mr: mr, psn: q.postPSN, end: end, imm: w.Imm, op: w.Op, signaled: w.Signaled,
+			id: w.ID, data: data, mr: mr, psn: q.postPSN, end: end, imm: w.Imm, op: w.Op, signaled: w.Signaled, late: w.Late,
 		}
 		q.postPSN = end
 		q.tail++
@@ -439,13 +446,13 @@ func (q *queuePair) Close() error {
 		return nil
 	}
 	d := q.dev
-	q.respond(burst, true)
+	q.respond(burst)
 	d.sendFrames()
 	q.closed = true
 	q.state = rdma.QPError
 	q.stopTimer()
 	q.blocked = false
-	q.resp = respNone // dev.resp drops it at its next turn, as dev.active does
+	q.resp = respNone // dev.due and dev.later drop it at their next turn, as dev.active does
 	q.answers, q.done, q.remotes = answerQueue{}, nil, nil
 	q.target, q.writeMR, q.lastMR = nil, nil, nil
 	q.head, q.cur, q.tail = 0, 0, 0

@@ -41,8 +41,8 @@ func checkNothingLeft(t *testing.T, p *pair) {
 	p.settle(t, time.Minute)
 	held := 0
 	for _, d := range []*Device{p.a.dev, p.b.dev} {
-		if d.armed != 0 || d.txHead != d.txFill || len(d.resp) != 0 {
-			t.Errorf("at rest with %d timers, %d frames to send, %d responses", d.armed, d.txFill-d.txHead, len(d.resp))
+		if d.armed != 0 || d.txHead != d.txFill || len(d.due) != 0 {
+			t.Errorf("at rest with %d timers, %d frames to send, %d responses", d.armed, d.txFill-d.txHead, len(d.due))
 		}
 		held += d.txAlloc - d.txHead
 	}

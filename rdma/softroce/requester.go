@@ -13,13 +13,19 @@ const (
 	minWindow = ackEvery
 
 	// The retransmission timer: the smoothed round trip plus four deviations (RFC
-	// 6298), within these bounds, doubled with each expiry. The floor is above what
-	// a busy machine keeps a polling process off its CPU.
-	rtoFirst = int64(4 * time.Millisecond)
-	rtoMin   = int64(2 * time.Millisecond)
-	rtoMax   = int64(250 * time.Millisecond)
+	// 6298), at least rtoMin, or rtoLate while no acknowledgement was asked for: well
+	// above what the peer may let it wait. Each expiry doubles it up to rtoBackoff. The
+	// floor is above what a busy machine keeps a polling process off its CPU.
+	rtoFirst   = int64(4 * time.Millisecond)
+	rtoMin     = int64(2 * time.Millisecond)
+	rtoLate    = 3 * lateAck
+	rtoBackoff = int64(64 * time.Millisecond)
 
 	minAttempts = 4 // before a peer counts as dead
+
+	// wary is how many late requests ask for their acknowledgement after the timer had
+	// to: packets get lost, or the peer (rdma_rxe, RNICs) acknowledges only what asks.
+	wary = 1024
 )
 
 // transmit sends at most limit packets. more tells that the pair still has packets
@@ -65,6 +71,18 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 	return sent, false
 }
 
+// joinData sends the acknowledgement that is pending behind data that was just
+// written, if it has waited long enough for others: the two cost one system call and
+// wake the peer once.
+func (q *queuePair) joinData(now int64) {
+	if q.resp != respAck || !q.answers.empty() || q.unanswered < ackEvery && now < q.joinAt {
+		return
+	}
+	if f := q.dev.frame(); f != nil {
+		q.sendResponse(f)
+	}
+}
+
 // Bits of a packet's position in its message, and the opcodes by position.
 const (
 	posFirst = 1 << iota
@@ -84,9 +102,10 @@ var ops = [16]roce.Opcode{
 var opBits = [...]int{rdma.OpSend: 0, rdma.OpSendImm: posImm, rdma.OpWrite: posWrite, rdma.OpWriteImm: posWrite | posImm}
 
 // emit writes packet next of the SEND or WRITE e into f. An acknowledgement is
-// asked for where the sender would otherwise wait for one: at the end of what is
-// posted, at the end of the window, and every ackEvery packets.
-func (q *queuePair) emit(e *sendWQE, f *Frame, now int64, windowEnds bool) {
+// asked for where the sender would otherwise wait for one: at the end of the window
+// and in its middle, when a quarter of the send queue waits, and, unless it may come
+// late, at the end of what is posted. ask asks in any case.
+func (q *queuePair) emit(e *sendWQE, f *Frame, now int64, ask bool) {
 	index := (q.next - e.psn) & roce.PSNMask
 	data := e.data[int(index)<<q.mtuShift:]
 	slot := int(q.cur) & (len(q.sq) - 1)
@@ -94,25 +113,18 @@ func (q *queuePair) emit(e *sendWQE, f *Frame, now int64, windowEnds bool) {
 	if index == 0 {
 		pos |= posFirst
 	}
-	ackReq := windowEnds
-	if q.sinceAckReq++; q.sinceAckReq >= ackEvery {
-		ackReq = true
-	}
+	ask = ask || 2*(q.unasked()+1) >= q.window
 	if len(data) <= q.mtu {
 		pos |= posLast
 		q.cur++
-		if q.cur == q.tail {
-			ackReq = true
-		}
+		q.requests++
+		ask = ask || 4*min(q.requests, q.cur-q.head) >= q.sqDepth || q.cur == q.tail && q.asksAtEnd(e)
 	} else {
 		data = data[:q.mtu]
 	}
-	if ackReq {
-		q.sinceAckReq = 0
-	}
 	pad := -len(data) & 3
 	b := f.Data
-	(*roce.BTH)(b).Put(ops[pos], pad, q.peerQPN, ackReq, q.next)
+	(*roce.BTH)(b).Put(ops[pos], pad, q.peerQPN, ask, q.next)
 	n := roce.BTHLen
 	if pos&(posWrite|posFirst) == posWrite|posFirst {
 		r := &q.remotes[slot]
@@ -129,7 +141,24 @@ func (q *queuePair) emit(e *sendWQE, f *Frame, now int64, windowEnds bool) {
 		n++
 	}
 	q.seal(f, n)
-	q.sentPSNs(1, ackReq, now)
+	q.sentPSNs(1, ask, now)
+}
+
+// unasked is how many packets are in flight behind the last one that asked.
+func (q *queuePair) unasked() int32 {
+	return min(roce.PSNDiff(q.next, q.asked), roce.PSNDiff(q.next, q.una))
+}
+
+// asksAtEnd tells whether e, the last request posted, asks for its acknowledgement.
+func (q *queuePair) asksAtEnd(e *sendWQE) bool {
+	if !e.late {
+		return true
+	}
+	if q.askTails > 0 {
+		q.askTails--
+		return true
+	}
+	return false
 }
 
 // seal finishes the packet of n bytes in f.
@@ -140,9 +169,9 @@ func (q *queuePair) seal(f *Frame, n int) {
 }
 
 // sentPSNs counts a packet that takes n PSNs from next on.
-func (q *queuePair) sentPSNs(n uint32, timed bool, now int64) {
+func (q *queuePair) sentPSNs(n uint32, asks bool, now int64) {
 	if q.next == q.high {
-		if timed && !q.timing {
+		if asks && !q.timing {
 			q.timing, q.rttPSN, q.rttAt = true, q.next, now
 		}
 		q.high = roce.PSNAdd(q.high, n)
@@ -150,6 +179,13 @@ func (q *queuePair) sentPSNs(n uint32, timed bool, now int64) {
 		q.dev.stats.Retransmitted++
 	}
 	q.next = roce.PSNAdd(q.next, n)
+	if asks {
+		late := roce.PSNDiff(q.asked, q.una) <= 0
+		q.asked, q.requests = q.next, 0
+		if late && q.timer != 0 { // it runs for what did not ask
+			q.setTimer(min(q.timer, now+q.rto()))
+		}
+	}
 	if q.timer == 0 {
 		q.startTimer(now)
 	}
@@ -181,7 +217,10 @@ func (q *queuePair) rto() int64 {
 	if q.srtt != 0 {
 		t = max(q.srtt+4*q.rttvar, rtoMin)
 	}
-	return min(t<<q.backoff, rtoMax)
+	if roce.PSNDiff(q.asked, q.una) <= 0 {
+		t = max(t, rtoLate)
+	}
+	return max(t, min(t<<q.backoff, rtoBackoff))
 }
 
 // acknowledge takes an ACK or NAK whose packet was checked.
@@ -305,6 +344,7 @@ func (q *queuePair) shrink(window int32) {
 // goBack sends again from the first packet that is not acknowledged.
 func (q *queuePair) goBack() {
 	q.timing = false // a round trip of a packet sent twice means nothing (Karn)
+	q.askTails = wary
 	q.seek(q.una)
 	if q.cur != q.tail {
 		q.dev.active.add(q)
@@ -314,7 +354,7 @@ func (q *queuePair) goBack() {
 // seek makes psn, within una … high, the next packet to send.
 func (q *queuePair) seek(psn uint32) {
 	q.next = psn
-	q.sinceAckReq, q.rdOut = 0, 0
+	q.asked, q.requests, q.rdOut = psn, 0, 0 // what was asked for is asked for again
 	for q.cur = q.head; q.cur != q.tail; q.cur++ {
 		if roce.PSNDiff(psn, q.sq[int(q.cur)&(len(q.sq)-1)].end) < 0 {
 			return
@@ -334,12 +374,30 @@ func (q *queuePair) expired(now int64) {
 	if q.givenUp(now) {
 		return
 	}
-	if q.rto() < rtoMax {
+	if q.rto() < rtoBackoff {
 		q.backoff++
 	}
-	q.shrink(minWindow)
-	q.goBack()
+	if q.attempts > 1 || q.next != q.high || q.reads > 0 {
+		q.shrink(minWindow)
+		q.goBack()
+	} else {
+		q.probe(now)
+	}
 	q.setTimer(now + q.rto())
+}
+
+// probe sends the last packet again, and asks for an acknowledgement. Often nothing
+// was lost, or just that: the peer was off its CPU, or does not acknowledge what does
+// not ask. Otherwise its NAK says where to go on.
+func (q *queuePair) probe(now int64) {
+	f := q.dev.frame()
+	if f == nil {
+		return
+	}
+	q.timing = false
+	q.askTails = wary
+	q.seek(roce.PSNAdd(q.high, roce.PSNMask))
+	q.emit(&q.sq[int(q.cur)&(len(q.sq)-1)], f, now, true)
 }
 
 // givenUp counts an attempt without progress and fails the pair when the peer's

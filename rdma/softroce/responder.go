@@ -1,13 +1,25 @@
 package softroce
 
 import (
+	"time"
+
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
 
-// ackEvery is how many packets one acknowledgement covers at most while data
-// flows, and how often a sender asks for one.
-const ackEvery = 16
+const (
+	// ackEvery is how many packets an acknowledgement that was asked for, or that can
+	// go along with data, waits for at most.
+	ackEvery = 16
+
+	// lateAck is how long an acknowledgement that was not asked for waits for data to
+	// go along with: at 500 messages a second and more it costs no wake-up of its own.
+	lateAck = int64(4 * time.Millisecond)
+
+	// ackSlack is how much too early an acknowledgement may go, so that many of them
+	// are looked for together.
+	ackSlack = int64(50 * time.Microsecond)
+)
 
 // response is the acknowledgement that a queue pair owes its peer, after the
 // answers that it owes. One is enough: all of them are cumulative and say where the
@@ -29,43 +41,55 @@ var nakSyndromes = [...]roce.Syndrome{
 	respAccess: roce.NAKRemoteAccess, respOperational: roce.NAKRemoteOperational,
 }
 
-// owe registers a response. Acknowledgements wait until at, or for others to join
-// them; NAKs go out at the end of this Progress.
-func (q *queuePair) owe(r response, at int64) {
-	if r != respAck || q.resp != respAck {
-		q.resp, q.ackAt = r, at
-	} else if at < q.ackAt {
-		q.ackAt = at
-	}
-	if r != respAck {
-		q.dev.urgent = true
-	}
-	q.join()
+// oweNAK registers a response that goes out at the end of this Progress.
+func (q *queuePair) oweNAK(r response) {
+	q.resp = r
+	q.dev.urgent = true
+	q.hasten()
 }
 
-// join puts the pair on the list of those that owe something.
-func (q *queuePair) join() {
-	if !q.inResp {
-		q.inResp = true
-		q.dev.resp = append(q.dev.resp, q)
-	}
-}
-
-// respDue tells whether the response must be sent now.
-func (q *queuePair) respDue(now int64, urgent bool) bool {
+// oweAck registers an acknowledgement, which waits for others to join it, and for
+// data to go along with. If it was asked for it goes before the loop sleeps.
+func (q *queuePair) oweAck(now int64, asked bool) {
+	d := q.dev
 	if q.resp != respAck {
-		return q.resp != respNone
+		q.resp, q.askedBack = respAck, false
+		q.joinAt, q.ackAt = now+d.ackDelay, now+lateAck
+	} else if !asked {
+		return
 	}
-	return !urgent && (q.unanswered >= ackEvery || now >= q.ackAt || q.dev.flush)
+	if asked && !q.askedBack {
+		q.askedBack, d.flushable = true, true
+		q.ackAt = min(q.ackAt, now+d.ackDelay)
+	}
+	if asked && q.unanswered >= ackEvery {
+		q.ackAt = now
+	}
+	if q.ackAt <= now {
+		q.hasten()
+		return
+	}
+	d.laterAt = min(d.laterAt, q.ackAt)
+	if !q.inLater {
+		q.inLater = true
+		d.later = append(d.later, q)
+	}
 }
 
-// respond sends at most limit answers and then, if it is due, the response. left
-// tells that something remains, starved that the link gave no frame for it.
-func (q *queuePair) respond(limit int, due bool) (sent int, left, starved bool) {
+// hasten puts the pair on the list of those that owe something now.
+func (q *queuePair) hasten() {
+	if !q.inDue {
+		q.inDue = true
+		q.dev.due = append(q.dev.due, q)
+	}
+}
+
+// respond sends at most limit answers and then the response. left tells that
+// something remains, starved that the link gave no frame for it.
+func (q *queuePair) respond(limit int) (sent int, left, starved bool) {
 	for !q.answers.empty() {
 		if q.answers.first().mr.gone() {
 			q.lostMemory()
-			due = true
 			break
 		}
 		if sent >= limit {
@@ -78,8 +102,8 @@ func (q *queuePair) respond(limit int, due bool) (sent int, left, starved bool) 
 		q.sendAnswer(f)
 		sent++
 	}
-	if q.resp == respNone || !due {
-		return sent, q.resp != respNone, false
+	if q.resp == respNone {
+		return sent, false, false
 	}
 	f := q.dev.frame()
 	if f == nil {
@@ -125,7 +149,7 @@ func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
 		return
 	}
 	if q.misplaced(props, len(data), h.Pad()) {
-		q.refuse(respInvalid, rdma.RemoteInvalidReq, now)
+		q.refuse(respInvalid, rdma.RemoteInvalidReq)
 		return
 	}
 	psns := uint32(1)
@@ -154,15 +178,13 @@ func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
 		q.dev.stats.Messages++
 	}
 	if late {
-		q.owe(respSequence, now)
+		q.oweNAK(respSequence)
 		return
 	}
 	if props&roce.HasPayload == 0 {
 		return // its answer acknowledges it
 	}
-	if h.AckReq() || q.resp == respSequence || q.resp == respRNR {
-		q.owe(respAck, now+q.dev.ackDelay)
-	}
+	q.oweAck(now, h.AckReq() || q.resp == respSequence || q.resp == respRNR)
 }
 
 // receiveSend takes a SEND packet; false if it was answered with a NAK.
@@ -170,18 +192,18 @@ func (q *queuePair) receiveSend(p, data []byte, props roce.Props, now int64) boo
 	e := q.receive()
 	if e == nil {
 		q.dev.stats.NoReceive++
-		q.notReady(now)
+		q.notReady()
 		return false
 	}
 	if props&roce.Start != 0 {
 		q.filled = 0
 	}
 	if q.filled+len(data) > len(e.data) {
-		q.refuse(respInvalid, rdma.LocalLengthError, now)
+		q.refuse(respInvalid, rdma.LocalLengthError)
 		return false
 	}
 	if e.mr.gone() {
-		q.refuse(respOperational, rdma.LocalProtError, now)
+		q.refuse(respOperational, rdma.LocalProtError)
 		return false
 	}
 	if props&roce.End == 0 {
@@ -192,7 +214,7 @@ func (q *queuePair) receiveSend(p, data []byte, props roce.Props, now int64) boo
 	}
 	if q.recvCQ.full() {
 		q.dev.stats.CQFull++
-		q.notReady(now)
+		q.notReady()
 		return false
 	}
 	copy(e.data[q.filled:], data)
@@ -235,30 +257,31 @@ func (q *queuePair) unexpected(p []byte, psn uint32, now int64) {
 		}
 		s.Duplicates++
 		if q.resp == respNone || q.resp == respAck {
-			q.owe(respAck, now)
+			q.resp, q.ackAt = respAck, now
+			q.hasten()
 		}
 		return
 	}
 	s.OutOfOrder++
 	if !q.nakked || roce.PSNDiff(psn, q.ahead) <= 0 {
 		q.nakked = true
-		q.owe(respSequence, now)
+		q.oweNAK(respSequence)
 	}
 	q.ahead = psn
 }
 
 // notReady answers the expected packet with an RNR NAK. What follows it in flight
 // is ahead of the expected PSN and gets no NAK of its own.
-func (q *queuePair) notReady(now int64) {
+func (q *queuePair) notReady() {
 	q.nakked = true
 	q.ahead = q.expected
-	q.owe(respRNR, now)
+	q.oweNAK(respRNR)
 }
 
 // refuse answers a request that cannot be, and ends the pair.
-func (q *queuePair) refuse(r response, recv rdma.Status, now int64) {
+func (q *queuePair) refuse(r response, recv rdma.Status) {
 	q.dev.stats.BadRequests++
 	q.fail(rdma.FlushError, recv)
 	q.dev.event(rdma.Event{Kind: rdma.EventQPFatal, QPN: q.num})
-	q.owe(r, now)
+	q.oweNAK(r)
 }

@@ -101,10 +101,11 @@ func (s *sharedQueue) Close() error {
 	return nil
 }
 
-// event queues e for PollEvents. The queue is bounded: a queue pair causes two at
-// most, a shared receive queue has one waiting, and closing takes them out.
+// event queues e for PollEvents. The queue is bounded: a queue pair causes three at
+// most, a shared receive queue and each state of the port have one waiting, and
+// closing takes them out.
 func (d *Device) event(e rdma.Event) {
-	if e.SRQ == nil || !slices.Contains(d.events, e) {
+	if e.QPN != 0 || !slices.Contains(d.events, e) {
 		d.events = append(d.events, e)
 	}
 }

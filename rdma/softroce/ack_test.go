@@ -1,0 +1,157 @@
+package softroce
+
+import (
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/rdma"
+)
+
+// sleeper runs a pair of programs as a loop does that sleeps whenever it finds
+// nothing to do, and counts what wakes it: packets, and deadlines.
+type sleeper struct {
+	p     *pair
+	wakes [2]int
+	due   [2]int64 // deadlines; 0: none
+}
+
+func (s *sleeper) node(i int) *node { return [...]*node{s.p.a, s.p.b}[i] }
+
+// wake runs one end until it sleeps again; handle is called after each Progress.
+func (s *sleeper) wake(i int, handle func()) {
+	s.wakes[i]++
+	n := s.node(i)
+	for {
+		now := s.p.net.Now()
+		w, _ := n.dev.Progress(now)
+		handle()
+		n.dev.Transmit(now)
+		if w > 0 {
+			continue
+		}
+		if n.cq.Arm() != nil {
+			panic("cannot arm")
+		}
+		if w, s.due[i] = n.dev.Progress(now); w == 0 {
+			return
+		}
+	}
+}
+
+// TestRequestsAndAnswersWakeOnce: where requests follow each other within the time
+// that an acknowledgement may wait, a request and its answer wake each end once:
+// acknowledgements go along.
+func TestRequestsAndAnswersWakeOnce(t *testing.T) {
+	const rounds = 1000
+	p := newPair(t, 1, Faults{Delay: 10 * time.Microsecond}, 1024, options{})
+	s := &sleeper{p: p}
+	p.a.postRecvs(t, p.a.depth)
+	p.b.postRecvs(t, p.b.depth)
+	answers, doneA, doneB := 0, 0, 0
+	post := func(n *node) {
+		wr := rdma.SendWR{Data: n.sendSlot(0)[:128], Signaled: true, Late: true}
+		if _, err := n.qp.PostSend([]rdma.SendWR{wr}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take := func(n *node, done *int) (got int) {
+		for _, wc := range n.poll() {
+			if wc.Status != rdma.Success {
+				t.Fatalf("completion %+v", wc)
+			}
+			if wc.Op == rdma.WCSend {
+				*done++
+			} else {
+				got++
+				n.postRecv(t, int(wc.ID))
+			}
+		}
+		return got
+	}
+	handleA := func() { answers += take(p.a, &doneA) }
+	handleB := func() {
+		for range take(p.b, &doneB) {
+			post(p.b)
+		}
+	}
+	// until lets both ends sleep and wake until the time at.
+	until := func(at int64) {
+		for {
+			next := at
+			for _, d := range [...]int64{s.due[0], s.due[1], p.net.Next()} {
+				if d != 0 && d < next {
+					next = d
+				}
+			}
+			if p.net.Advance(next); next == at {
+				return
+			}
+			if l := p.b.dev.link.(*memoryLink); l.head != l.tail || s.due[1] != 0 && next >= s.due[1] {
+				s.wake(1, handleB)
+			}
+			if l := p.a.dev.link.(*memoryLink); l.head != l.tail || s.due[0] != 0 && next >= s.due[0] {
+				s.wake(0, handleA)
+			}
+		}
+	}
+	for range rounds {
+		post(p.a)
+		s.wake(0, handleA)
+		until(p.net.Now() + int64(500*time.Microsecond))
+	}
+	if answers != rounds {
+		t.Fatalf("%d answers to %d requests", answers, rounds)
+	}
+	a, b := p.a.dev.Stats(), p.b.dev.Stats()
+	t.Logf("per request: %.2f wake-ups of the asking end, its own included, %.2f of the other; %.2f packets there, %.2f back",
+		float64(s.wakes[0])/rounds, float64(s.wakes[1])/rounds, float64(a.TxPackets)/rounds, float64(b.TxPackets)/rounds)
+	if s.wakes[0] > 2*rounds+10 || s.wakes[1] > rounds+10 || a.Timeouts+b.Timeouts != 0 {
+		t.Errorf("woken %v times; %d and %d time-outs", s.wakes, a.Timeouts, b.Timeouts)
+	}
+	// And nothing stays unacknowledged.
+	until(p.net.Now() + int64(20*time.Millisecond))
+	if doneA != rounds || doneB != rounds || p.a.dev.armed+p.b.dev.armed != 0 {
+		t.Errorf("%d and %d sends completed of %d; %d timers run", doneA, doneB, rounds, p.a.dev.armed+p.b.dev.armed)
+	}
+	if a, b := p.a.dev.Stats(), p.b.dev.Stats(); a.Retransmitted+b.Retransmitted != 0 {
+		t.Errorf("sent again: %d and %d packets", a.Retransmitted, b.Retransmitted)
+	}
+}
+
+// TestLateSendNeverAcknowledgedUnasked: a peer that acknowledges only what asks, as
+// rdma_rxe does, is asked after one time-out, and from then on at once.
+func TestLateSendNeverAcknowledgedUnasked(t *testing.T) {
+	in := newInjector(t)
+	send := func(id int) int64 {
+		wr := rdma.SendWR{ID: uint64(id), Data: in.b.sendSlot(id)[:100], Signaled: true, Late: true}
+		if _, err := in.b.qp.PostSend([]rdma.SendWR{wr}); err != nil {
+			t.Fatal(err)
+		}
+		start := in.net.Now()
+		for asked := uint64(0); ; in.net.Advance(in.net.Now() + int64(100*time.Microsecond)) {
+			in.b.dev.Progress(in.net.Now())
+			q := in.b.qp.(*queuePair)
+			if asked == 0 && q.asked == q.next { // the last packet asked: the peer answers
+				asked = 1
+				in.inject(in.ack(0x1f, q.next-q.startPSN-1&0xffffff), in.a.dev.attr.Local)
+			}
+			if wcs := in.b.poll(); len(wcs) == 1 && wcs[0].Status == rdma.Success {
+				return in.net.Now() - start
+			}
+			if in.net.Now()-start > int64(time.Second) {
+				t.Fatalf("message %d is not acknowledged: %+v", id, in.b.dev.Stats())
+			}
+		}
+	}
+	if took := send(1); took < rtoLate || took > rtoLate+int64(time.Millisecond) {
+		t.Errorf("asked after %v, want %v", time.Duration(took), time.Duration(rtoLate))
+	}
+	for i := range 10 {
+		if took := send(2 + i); took > int64(time.Millisecond) {
+			t.Errorf("then after %v, want at once", time.Duration(took))
+		}
+	}
+	if s := in.b.dev.Stats(); s.Timeouts != 1 || s.Retransmitted != 1 {
+		t.Errorf("%d time-outs, %d packets sent again, want one: %+v", s.Timeouts, s.Retransmitted, s)
+	}
+}
