@@ -15,6 +15,10 @@ BENCH_ARGS ?=
 FUZZ_TIME      ?= 3s
 SOAK_FUZZ_TIME ?= 3m
 
+# A program built with -race sleeps a second when it exits, for races that are just being
+# reported; tests start hundreds of programs.
+RACE := CGO_ENABLED=1 GORACE=atexit_sleep_ms=20 $(GO) test -race
+
 # Looked up when used: deps may have installed them by then.
 have_dpdk = pkg-config --exists libdpdk 2>/dev/null && command -v "$${CC:-gcc}" >/dev/null
 have_verbs = pkg-config --exists libibverbs 2>/dev/null && command -v "$${CC:-gcc}" >/dev/null
@@ -46,7 +50,7 @@ bench: deps-bench build
 test: deps-test deps-softroce lint
 	CGO_ENABLED=0 $(GO) build ./...
 	CGO_ENABLED=0 $(GO) test ./...
-	CGO_ENABLED=1 $(GO) test -race -tags invariants ./...
+	$(RACE) -tags invariants ./...
 	@if $(have_dpdk); then \
 		echo "$(GO) test -tags dpdk $(DPDK_PACKAGES)"; \
 		CGO_ENABLED=1 $(GO) test -tags dpdk $(DPDK_PACKAGES); \
@@ -68,7 +72,7 @@ test: deps-test deps-softroce lint
 # What takes too long for every change: many seeds, many kills, long fuzzing.
 soak: deps-test build
 	CGO_ENABLED=1 $(GO) test -tags soak -timeout 120m ./...
-	CGO_ENABLED=1 $(GO) test -race -tags soak,invariants -timeout 240m ./...
+	$(RACE) -tags soak,invariants -timeout 240m ./...
 	scripts/fuzz.sh $(SOAK_FUZZ_TIME)
 	$(MAKE) --no-print-directory test-softroce SOFTROCE_TAGS=verbs,invariants,soak
 

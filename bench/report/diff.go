@@ -10,20 +10,32 @@ import (
 type figure struct {
 	name string
 	of   func(*Row) float64
+	rate bool // more is better
 }
 
 var figures = []figure{
-	{"rt p50 µs", func(r *Row) float64 { return orZero(r.RTMicros).P50 }},
-	{"rt p99 µs", func(r *Row) float64 { return orZero(r.RTMicros).P99 }},
-	{"send rt p50 µs", func(r *Row) float64 { return orZero(r.SendRTMicros).P50 }},
-	{"messages/s", func(r *Row) float64 { return r.MessagesPerSecond }},
-	{"records/s", func(r *Row) float64 { return r.RecordsPerSecond }},
-	{"CPU µs/msg machine", func(r *Row) float64 { return r.CPUMicrosPerMessage["machine"] }},
+	{"rt p50 µs", func(r *Row) float64 { return orZero(r.RTMicros).P50 }, false},
+	{"rt p99 µs", func(r *Row) float64 { return orZero(r.RTMicros).P99 }, false},
+	{"send rt p50 µs", func(r *Row) float64 { return orZero(r.SendRTMicros).P50 }, false},
+	{"messages/s", func(r *Row) float64 { return r.MessagesPerSecond }, true},
+	{"records/s", func(r *Row) float64 { return r.RecordsPerSecond }, true},
+	{"CPU µs/msg machine", func(r *Row) float64 { return r.CPUMicrosPerMessage["machine"] }, false},
+}
+
+// primary reports whether f is the figure that r was measured for, whose spread
+// the row has: the rate where nothing limited it, else the median round trip.
+func (f *figure) primary(r *Row) bool {
+	if r.OfferedRate > 0 || r.Workload == "rtt" {
+		return f.name == "rt p50 µs"
+	}
+	return f.rate
 }
 
 // WriteDiff writes how b differs from a, row by row; rows that only one of them
-// has are named.
-func WriteDiff(w io.Writer, a, b *Report) error {
+// has are named. It returns how many rows became worse: in the figure that they
+// were measured for, by more than the spreads of both runs together. Rows of a
+// single repetition have no spread and are not counted.
+func WriteDiff(w io.Writer, a, b *Report) (worse int, err error) {
 	if a.Machine.CPUModel != b.Machine.CPUModel || a.Machine.Kernel != b.Machine.Kernel {
 		fmt.Fprintf(w, "different machines: %s, Linux %s and %s, Linux %s: only ratios within one run carry over\n",
 			a.Machine.CPUModel, a.Machine.Kernel, b.Machine.CPUModel, b.Machine.Kernel)
@@ -49,7 +61,11 @@ func WriteDiff(w io.Writer, a, b *Report) error {
 			if x == 0 || y == 0 {
 				continue
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%+.1f %%\t%s\n", c, f.name, number(x), number(y), (y/x-1)*100, withinSpread(old, row, y/x-1))
+			remark := f.judge(old, row)
+			if remark == becameWorse {
+				worse++
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%+.1f %%\t%s\n", c, f.name, number(x), number(y), (y/x-1)*100, remark)
 		}
 	}
 	for i := range a.Results {
@@ -57,13 +73,25 @@ func WriteDiff(w io.Writer, a, b *Report) error {
 			fmt.Fprintf(tw, "%s\tonly in the first\t\t\t\t\n", c)
 		}
 	}
-	return tw.Flush()
+	return worse, tw.Flush()
 }
 
-// withinSpread remarks on a change that the repetitions' own spread explains.
-func withinSpread(a, b *Row, change float64) string {
-	if a.Spread == nil || b.Spread == nil || max(change, -change) > max(*a.Spread, *b.Spread) {
+const (
+	becameWorse  = "WORSE"
+	withinSpread = "within spread"
+)
+
+// judge remarks on a change: whether the repetitions' own spread explains it.
+func (f *figure) judge(a, b *Row) string {
+	if a.Spread == nil || b.Spread == nil {
 		return ""
 	}
-	return "within spread"
+	change := f.of(b)/f.of(a) - 1
+	if max(change, -change) <= *a.Spread+*b.Spread {
+		return withinSpread
+	}
+	if f.primary(b) && (change < 0) == f.rate {
+		return becameWorse
+	}
+	return ""
 }

@@ -104,12 +104,16 @@ func TestReadAndDiff(t *testing.T) {
 	a.Results[2].Spread, b.Results[2].Spread = &spread, &spread
 	b.Results[2].SendRTMicros.P50 = 100
 	b.Results[5].MessagesPerSecond = 300
-	b.Results = append(b.Results[1:], Row{Workload: "rtt", Transport: "rdma"})
 	var out bytes.Buffer
-	if err := WriteDiff(&out, a, b); err != nil {
-		t.Fatal(err)
+	little := 0.1
+	a.Results[6].Spread, b.Results[6].Spread, b.Results[6].MessagesPerSecond = &little, &little, 7 // of 10
+	a.Results[7].Spread, b.Results[7].Spread, b.Results[7].MessagesPerSecond = &little, &little, 9 // of 5
+	b.Results[8].MessagesPerSecond = 1                                                             // no spread
+	b.Results = append(b.Results[1:], Row{Workload: "rtt", Transport: "rdma"})
+	if worse, err := WriteDiff(&out, a, b); err != nil || worse != 1 {
+		t.Fatalf("%d rows became worse, %v\n%s", worse, err, out.String())
 	}
-	for _, want := range []string{"+25.0 %", "within spread", "+100.0 %", "only in the first", "only in the second"} {
+	for _, want := range []string{"+25.0 %", "within spread", "+100.0 %", "-30.0 %   WORSE", "only in the first", "only in the second"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

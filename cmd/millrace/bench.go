@@ -20,6 +20,7 @@ type benchFlags struct {
 	workload   string
 	headline   bool
 	json, html string
+	baseline   string
 	verbose    bool
 }
 
@@ -48,7 +49,8 @@ as ordinary blocking sockets (net). With --topology netns everything but dpdk cr
 port is shared memory, only its connection's set-up crosses.
 
 Exit status: 0; 1 if a measurement failed; 2 for wrong flags; 3 if a transport named with --transports
-could not run (the others ran).`,
+could not run (the others ran); 4 if, against --baseline, a row became worse by more than the spreads of
+both runs' repetitions together (with --quick there is one repetition, no spread, and so no such row).`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
@@ -66,6 +68,7 @@ could not run (the others ran).`,
 	fl.BoolVar(&f.headline, "headline", false, "print only the published claims as ratios of this run")
 	fl.StringVar(&f.json, "json", "", "write the results as JSON to this file, - for standard output")
 	fl.StringVar(&f.html, "html", "", "write the results as one page to this file")
+	fl.StringVar(&f.baseline, "baseline", "", "compare with the run that --json wrote to this file, row by row")
 	fl.BoolVar(&f.verbose, "verbose", false, "show what the processes log")
 	cmd.AddCommand(benchDiffCommand())
 	return cmd
@@ -104,6 +107,12 @@ func (f *benchFlags) run(cmd *cobra.Command) error {
 	o.Version = version
 	o.Progress = newProgress(os.Stderr)
 	// Found out before minutes of measuring, not after.
+	var baseline *report.Report
+	if f.baseline != "" {
+		if baseline, err = report.Read(f.baseline); err != nil {
+			return usageError("--baseline: %v", err)
+		}
+	}
 	files, err := f.create()
 	if err != nil {
 		return err
@@ -116,6 +125,17 @@ func (f *benchFlags) run(cmd *cobra.Command) error {
 	}
 	if err := f.write(cmd, rep, files); err != nil {
 		return errors.Join(runErr, err)
+	}
+	worse := 0
+	if baseline != nil {
+		people := f.people(cmd)
+		fmt.Fprintf(people, "\nagainst %s:\n", f.baseline)
+		if worse, err = report.WriteDiff(people, baseline, rep); err != nil {
+			return errors.Join(runErr, err)
+		}
+	}
+	if worse > 0 && (runErr == nil || errors.Is(runErr, bench.ErrSkipped)) && !errors.Is(runErr, bench.ErrFailed) && cmd.Context().Err() == nil {
+		return &exitError{exitWorse, fmt.Errorf("%d rows became worse than in %s by more than the spread of the repetitions", worse, f.baseline)}
 	}
 	if errors.Is(runErr, bench.ErrSkipped) && !errors.Is(runErr, bench.ErrFailed) && cmd.Context().Err() == nil {
 		return &exitError{exitSkipped, runErr}
@@ -151,9 +171,8 @@ func (o *outputs) discard() {
 }
 
 func (f *benchFlags) write(cmd *cobra.Command, rep *report.Report, files outputs) error {
-	people := cmd.OutOrStdout()
+	people := f.people(cmd)
 	if f.json == "-" {
-		people = cmd.ErrOrStderr()
 		if err := rep.WriteJSON(cmd.OutOrStdout()); err != nil {
 			return err
 		}
@@ -168,6 +187,14 @@ func (f *benchFlags) write(cmd *cobra.Command, rep *report.Report, files outputs
 		return rep.WriteHeadline(people)
 	}
 	return rep.WriteTable(people)
+}
+
+// people is where what is not JSON goes.
+func (f *benchFlags) people(cmd *cobra.Command) io.Writer {
+	if f.json == "-" {
+		return cmd.ErrOrStderr()
+	}
+	return cmd.OutOrStdout()
 }
 
 func closing(f *os.File, write func(io.Writer) error) error {
@@ -196,7 +223,8 @@ func benchDiffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return report.WriteDiff(cmd.OutOrStdout(), a, b)
+			_, err = report.WriteDiff(cmd.OutOrStdout(), a, b)
+			return err
 		},
 	}
 }

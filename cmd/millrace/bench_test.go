@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -38,6 +39,7 @@ func TestBenchUsage(t *testing.T) {
 		{"--duration 0s", "--duration must be above 0"},
 		{"--idle never", "never"},
 		{"--input /nowhere", "/nowhere"},
+		{"--baseline /nowhere", "--baseline: open /nowhere"},
 		{"--sizes 3", "--help lists the flags"},
 		{"rtt", "unexpected argument"},
 		{"diff one.json", "takes two files"},
@@ -78,8 +80,34 @@ func TestBenchOutputs(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, "+0.0 %") {
 		t.Errorf("diff: status %d\n%s%s", code, stdout, stderr)
 	}
+	stdout, stderr, code = status(t, command(t, "bench", "--quick", "--workload", "serialize", "--duration", "20ms", "--baseline", file))
+	if code != 0 || !strings.Contains(stdout, "against "+file) || !strings.Contains(stdout, "records/s") {
+		t.Errorf("baseline: status %d\n%s%s", code, stdout, stderr)
+	}
 	if _, stderr, code = status(t, command(t, "bench", "diff", file, page)); code != exitFailed || !strings.Contains(stderr, "not a report") {
 		t.Errorf("diff with something else: status %d\n%s", code, stderr)
+	}
+}
+
+// A row that is worse than a baseline by more than the spreads ends with status 4.
+func TestBenchWorse(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "a.json")
+	args := []string{"bench", "--workload", "rtt", "--transports", "tcp", "--idle", "balanced", "--duration", "20ms"}
+	if _, stderr, code := status(t, command(t, append(args, "--json", file)...)); code != 0 {
+		t.Fatalf("status %d: %s", code, stderr)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A baseline of a hundred thousandth of any real round trip.
+	text = regexp.MustCompile(`"p50": [0-9.]+`).ReplaceAll(text, []byte(`"p50": 0.0001`))
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, code := status(t, command(t, append(args, "--baseline", file)...))
+	if code != exitWorse || !strings.Contains(stdout, "WORSE") || !strings.Contains(stderr, "became worse") {
+		t.Errorf("status %d, want %d\n%s%s", code, exitWorse, stdout, stderr)
 	}
 }
 

@@ -17,11 +17,12 @@ import (
 var version = "devel"
 
 // Exit statuses. Anything that failed is 1, wrong usage 2, a transport that was
-// asked for by name and cannot run 3.
+// asked for by name and cannot run 3, a benchmark's row worse than its baseline 4.
 const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitSkipped = 3
+	exitWorse   = 4
 )
 
 // exitError carries an exit status.
