@@ -42,6 +42,13 @@ type Armer interface {
 	Arm() (idle bool)
 }
 
+// PathCloser is implemented by a Link that keeps something for each of its paths.
+type PathCloser interface {
+	// ClosePath ends the use of a path of the link's. Frames of it that Tx did not
+	// take yet may still be sent.
+	ClosePath(*Path)
+}
+
 // LinkState is implemented by a Link that can tell whether its network can be
 // reached. Up must not block.
 type LinkState interface {
@@ -54,11 +61,6 @@ type LinkAttr struct {
 	Local netip.AddrPort // address and UDP port that peers send to
 	MTU   int            // bytes after the UDP header that fit one packet
 	Queue int            // frames that may be in flight from here before a burst is likely dropped or refused
-	// Numbered says that received packets may have the IPv4 identifications 0 to
-	// roce.MaxSegments-1 of a segmentation offload, and that the link cannot see them:
-	// a packet counts as intact if its ICRC is right with one of them. That leaves a
-	// damaged packet 64 chances in 2^32 to pass, behind the link layer's own checksum.
-	Numbered bool
 }
 
 // Path is a prepared destination.
@@ -84,5 +86,6 @@ type Frame struct {
 	// that it is what roce.AppendPseudo makes from Src to the local address (for
 	// IPv4: identification 0, don't fragment).
 	Pseudo []byte
-	Handle uint64 // the link's own
+	Idents *Idents // Rx, Pseudo nil: the link cannot see the IPv4 identification; judges it
+	Handle uint64  // the link's own
 }

@@ -15,22 +15,20 @@ const (
 	datagramBytes = 1 << 16
 )
 
-// mmsgSocket makes the system calls of a UDPLink. They are raw: the socket does not
+// mmsgSocket makes the system calls of a UDPLink. They are raw: its sockets do not
 // block, so the Go scheduler need not hear of them (about 50 ns less each, and no
 // hand-off of the P).
 //
 // Packets of one length to one peer travel as a train: the kernel takes them in one
 // piece (UDP_SEGMENT), carries them through its layers as one, and cuts them up as
 // late as it can, on loopback never. The receiver gets a train in one piece too
-// (UDP_GRO). Over IPv4 the kernel numbers the packets of a train 0, 1, …, and the
-// ICRC covers that number.
+// (UDP_GRO). Over IPv4 the kernel counts the identifications of a train's packets up,
+// and the ICRC covers them.
 //
 // The message headers point into Go memory: into this struct, into the link's frames
-// and into a udpPath that the frame's Path keeps alive. The heap does not move.
+// and into a udpPeer that the frame's Path keeps alive. The heap does not move.
 type mmsgSocket struct {
-	fd     int
 	v6     bool
-	zone   uint32
 	trains bool // the kernel sends trains
 
 	tx      [burst]mmsghdr
@@ -45,14 +43,20 @@ type mmsgSocket struct {
 	data  []byte // rxMessages × datagramBytes
 
 	// The messages of the last system call, of which rxAt is the next to hand out,
-	// from byte rxOff on.
+	// from byte rxOff on. They came to the socket from.
 	rxCount, rxAt, rxOff int
+	from                 *udpSocket
+	source               func(name *[unix.SizeofSockaddrInet6]byte) *udpPeer
+}
+
+// udpSocket is one of a link's sockets.
+type udpSocket struct {
+	fd   int
+	peer *udpPeer // to which it is connected; nil: to none
 	// idle: the last system call found nothing, so probably one datagram comes next,
 	// which recvmsg takes in less time (0.25 µs of 4 for a round trip's half).
-	idle bool
-
-	lastName uint64 // the start of the last IPv4 sockaddr
-	lastSrc  netip.AddrPort
+	idle   bool
+	misses int // calls in a row that found nothing
 }
 
 // mmsghdr is struct mmsghdr of a 64-bit Linux.
@@ -76,14 +80,13 @@ type groControl struct {
 	_    [4]byte
 }
 
-func (s *mmsgSocket) init(fd int, v6, trains bool) {
-	s.fd, s.v6, s.trains = fd, v6, trains
+func (s *mmsgSocket) init(v6, trains bool) {
+	s.v6, s.trains = v6, trains
 	s.data = make([]byte, rxMessages*datagramBytes)
 	for i := range s.rx {
 		s.rxVec[i].Base = &s.data[i*datagramBytes]
 		s.rxVec[i].SetLen(datagramBytes)
 		h := &s.rx[i].hdr
-		h.Name = &s.names[i][0]
 		h.Iov = &s.rxVec[i]
 		h.SetIovlen(1)
 		h.Control = (*byte)(unsafe.Pointer(&s.rxCtl[i]))
@@ -101,7 +104,7 @@ func (s *mmsgSocket) init(fd int, v6, trains bool) {
 func (s *mmsgSocket) resetRx() {
 	for i := range s.rx[:s.rxCount] {
 		h := &s.rx[i].hdr
-		h.Namelen = unix.SizeofSockaddrInet6
+		h.Name, h.Namelen = &s.names[i][0], unix.SizeofSockaddrInet6
 		h.SetControllen(int(unsafe.Sizeof(groControl{})))
 	}
 	s.rxCount, s.rxAt, s.rxOff = 0, 0, 0
@@ -127,15 +130,29 @@ func putSockaddr(b *[unix.SizeofSockaddrInet6]byte, addr netip.AddrPort, zone ui
 }
 
 // send sends at most burst frames and returns how many the kernel took; errno, if
-// not 0, is about the refused ones that follow.
-func (s *mmsgSocket) send(frames []Frame) (taken, refused int, errno unix.Errno) {
+// not 0, is about the refused ones that follow. to must be connected to the peer of
+// all of them, or to nobody.
+func (s *mmsgSocket) send(to *udpSocket, frames []Frame) (taken, refused int, errno unix.Errno) {
 	if len(frames) == 1 { // the usual case at low load: the plain call is cheaper
 		f := &frames[0]
-		p := f.Path.Link.(*udpPath)
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(f.Data))),
-			uintptr(f.Len), unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&p.name)), uintptr(p.len))
+		var name *[unix.SizeofSockaddrInet6]byte
+		var nameLen uint32
+		if to.peer == nil {
+			p := f.Path.Link.(*udpPeer)
+			name, nameLen = &p.name, p.nameLen
+		} else {
+			s.number(to, frames, 0)
+		}
+		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(to.fd), uintptr(unsafe.Pointer(unsafe.SliceData(f.Data))),
+			uintptr(f.Len), unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(name)), uintptr(nameLen))
 		if errno != 0 {
+			if to.peer != nil {
+				s.number(to, frames, 0)
+			}
 			return 0, 1, errno
+		}
+		if to.peer != nil {
+			to.peer.ident++
 		}
 		return 1, 0, 0
 	}
@@ -145,9 +162,12 @@ func (s *mmsgSocket) send(frames []Frame) (taken, refused int, errno unix.Errno)
 		if s.trains {
 			n = trainLength(frames[at:], sameUDPPath)
 		}
-		p := frames[at].Path.Link.(*udpPath)
 		h := &s.tx[messages].hdr
-		h.Name, h.Namelen = &p.name[0], p.len
+		h.Name, h.Namelen = nil, 0
+		if to.peer == nil {
+			p := frames[at].Path.Link.(*udpPeer)
+			h.Name, h.Namelen = &p.name[0], p.nameLen
+		}
 		h.Iov = &s.txVec[at]
 		h.SetIovlen(n)
 		for i := range frames[at : at+n] {
@@ -162,12 +182,12 @@ func (s *mmsgSocket) send(frames []Frame) (taken, refused int, errno unix.Errno)
 			c.size = uint16(frames[at].Len)
 			h.Control = (*byte)(unsafe.Pointer(c))
 			h.SetControllen(int(unsafe.Sizeof(*c)))
-			s.number(frames[at : at+n])
 		}
+		s.number(to, frames[at:at+n], messages)
 		s.txTrain[messages] = n
 		at += n
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.tx)), uintptr(messages), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(to.fd), uintptr(unsafe.Pointer(&s.tx)), uintptr(messages), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		n, refused = 0, s.txTrain[0]
 	}
@@ -176,49 +196,83 @@ func (s *mmsgSocket) send(frames []Frame) (taken, refused int, errno unix.Errno)
 	}
 	for at, i := taken, int(n); i < messages; i++ { // those may leave in other trains, or alone
 		k := s.txTrain[i]
-		s.number(frames[at : at+k])
+		s.number(to, frames[at:at+k], i)
 		at += k
+	}
+	if to.peer != nil {
+		to.peer.ident += uint16(n)
+		if errno == 0 && int(n) < messages {
+			to.peer.counted = false // what stopped the kernel may have taken an identification
+		}
 	}
 	if refused > 1 && (errno == unix.EINVAL || errno == unix.EIO || errno == unix.EMSGSIZE) {
 		// This device cannot, for instance because it has no checksum offload
 		// (net/ipv4/udp.c, udp_send_skb). It may still send packets one by one.
 		s.trains = false
-		return 0, 0, unix.EINTR
 	}
 	return taken, refused, errno
 }
 
-func sameUDPPath(a, b *Path) bool { return *a.Link.(*udpPath) == *b.Link.(*udpPath) }
+func sameUDPPath(a, b *Path) bool { return a.Link.(*udpPeer) == b.Link.(*udpPeer) }
 
-// number is numberTrain where the packets have identifications.
-func (s *mmsgSocket) number(train []Frame) {
-	if !s.v6 {
-		numberTrain(train)
+// number gives the packets of a call's message i the identifications that the kernel
+// will, where it has any; done twice, it undoes that.
+func (s *mmsgSocket) number(to *udpSocket, packets []Frame, i int) {
+	if s.v6 {
+		return
 	}
+	first := uint16(0)
+	if to.peer != nil {
+		first = to.peer.ident + uint16(i)
+	}
+	number(packets, first)
 }
 
-// receive hands out packets, from the last system call's if there are any left. An
-// error other than "nothing there" belongs to an earlier packet of ours and costs
-// none of these.
-func (s *mmsgSocket) receive(frames []Frame) int {
-	if s.rxAt == s.rxCount {
-		s.resetRx()
-		if !s.take() {
-			return 0
+// take receives from a socket. An error other than "nothing there" belongs to an
+// earlier packet of ours and costs none of these.
+func (s *mmsgSocket) take(from *udpSocket) bool {
+	s.resetRx()
+	var n uintptr
+	var errno unix.Errno
+	if from.idle {
+		h := &s.rx[0].hdr
+		if from.peer != nil { // a name takes the kernel 50 ns
+			h.Name, h.Namelen = nil, 0
 		}
+		n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, uintptr(from.fd), uintptr(unsafe.Pointer(h)), unix.MSG_DONTWAIT)
+		s.rx[0].n, n = uint32(n), 1
+	} else {
+		n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(from.fd), uintptr(unsafe.Pointer(&s.rx)), rxMessages, unix.MSG_DONTWAIT, 0, 0)
 	}
+	from.idle = errno != 0
+	if from.idle {
+		s.rxCount = 1 // recvmsg may have written to the first header
+		s.rxAt = 1
+		from.misses++
+		return false
+	}
+	from.misses = 0
+	s.rxCount, s.from = int(n), from
+	return true
+}
+
+// hand hands out packets of the last call.
+func (s *mmsgSocket) hand(frames []Frame) int {
 	k := 0
 	for s.rxAt < s.rxCount && k < len(frames) {
 		i := s.rxAt
 		total := int(s.rx[i].n)
 		size := s.trainSize(i, total)
 		data := s.data[i*datagramBytes:][:total]
-		src := s.source(i)
+		peer := s.from.peer
+		if peer == nil {
+			peer = s.source(&s.names[i])
+		}
 		for {
 			f := &frames[k]
 			k++
 			end := min(s.rxOff+size, total)
-			f.Data, f.Src, f.Pseudo = data[s.rxOff:end:end], src, nil
+			f.Data, f.Src, f.Pseudo, f.Idents = data[s.rxOff:end:end], peer.addr, nil, peer.idents
 			f.Len = len(f.Data)
 			s.rxOff = end
 			if end == total {
@@ -233,24 +287,6 @@ func (s *mmsgSocket) receive(frames []Frame) int {
 	return k
 }
 
-// take makes the system call.
-func (s *mmsgSocket) take() bool {
-	var n uintptr
-	var errno unix.Errno
-	if s.idle {
-		n, _, errno = unix.RawSyscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.rx[0].hdr)), unix.MSG_DONTWAIT)
-		s.rx[0].n, n = uint32(n), 1
-	} else {
-		n, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.rx)), rxMessages, unix.MSG_DONTWAIT, 0, 0)
-	}
-	s.idle = errno != 0
-	if s.idle {
-		return false
-	}
-	s.rxCount = int(n)
-	return true
-}
-
 // trainSize is the length of the packets in message i, which has total bytes.
 func (s *mmsgSocket) trainSize(i, total int) int {
 	c := &s.rxCtl[i]
@@ -258,16 +294,4 @@ func (s *mmsgSocket) trainSize(i, total int) int {
 		return int(c.size)
 	}
 	return total
-}
-
-func (s *mmsgSocket) source(i int) netip.AddrPort {
-	b := &s.names[i]
-	if s.v6 {
-		return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[8:24])), binary.BigEndian.Uint16(b[2:]))
-	}
-	if name := binary.NativeEndian.Uint64(b[:]); name != s.lastName {
-		s.lastName = name
-		s.lastSrc = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[2:]))
-	}
-	return s.lastSrc
 }

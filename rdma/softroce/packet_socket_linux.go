@@ -165,10 +165,10 @@ func (s *packetSocket) send(frames []Frame) (taken, refused int, errno unix.Errn
 	return taken, refused, errno
 }
 
-// number is numberTrain where the packets have identifications.
+// number gives a train the identifications that the kernel will, where it has any.
 func (s *packetSocket) number(train []Frame) {
 	if s.v4() {
-		numberTrain(train)
+		number(train, 0)
 	}
 }
 

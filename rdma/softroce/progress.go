@@ -327,7 +327,7 @@ func (d *Device) packet(f *Frame, now int64) {
 // sums tells whether sum is the ICRC of packet p in f.
 func (d *Device) sums(f *Frame, p []byte, sum uint32) bool {
 	delta := sum ^ roce.GetICRC(p[len(p)-roce.ICRCLen:])
-	return delta == 0 || d.attr.Numbered && f.Pseudo == nil && roce.IsSegment(delta, len(p))
+	return delta == 0 || f.Idents != nil && f.Idents.accept(delta, len(p))
 }
 
 // intact is the check of the ICRC where no queue pair knows the sender yet.

@@ -448,6 +448,9 @@ func (q *queuePair) Close() error {
 	d := q.dev
 	q.respond(burst)
 	d.sendFrames()
+	if c, ok := d.link.(PathCloser); ok && q.path.Link != nil {
+		c.ClosePath(&q.path)
+	}
 	q.closed = true
 	q.state = rdma.QPError
 	q.stopTimer()

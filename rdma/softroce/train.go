@@ -24,13 +24,14 @@ func trainLength(frames []Frame, same func(a, b *Path) bool) int {
 	return n
 }
 
-// numberTrain makes the ICRCs of a train over IPv4 those of its packets'
-// identifications, which the kernel counts up from 0; done twice, it undoes that.
-// IPv6 has none.
-func numberTrain(train []Frame) {
-	for i := 1; i < len(train); i++ {
-		f := &train[i]
-		b := f.Data[f.Len-roce.ICRCLen : f.Len]
-		roce.PutICRC(b, roce.GetICRC(b)^roce.SegmentDelta(i, f.Len))
+// number makes the ICRCs of packets over IPv4 those of the identifications first,
+// first+1, …; done twice, it undoes that.
+func number(train []Frame, first uint16) {
+	for i := range train {
+		if id := first + uint16(i); id != 0 {
+			f := &train[i]
+			b := f.Data[f.Len-roce.ICRCLen : f.Len]
+			roce.PutICRC(b, roce.GetICRC(b)^roce.IdentDelta(id, f.Len))
+		}
 	}
 }

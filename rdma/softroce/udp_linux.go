@@ -23,26 +23,38 @@ const (
 	skbBytes = 8192 + 256
 )
 
-// UDPLink carries packets over an unconnected UDP socket. The kernel sends IPv4
-// with "don't fragment" and identification 0, or 0, 1, … within a train (see
-// mmsgSocket), so the sender can compute the ICRC; a receiver cannot see a peer's
-// identification, and tries these. A peer that numbers its packets otherwise
-// (rdma_rxe, RNICs) is understood over IPv6, or through a poll-mode port.
+// UDPLink carries packets over UDP sockets: one that is bound to the link's address,
+// and up to maxConnected more on the same port that are connected to a peer each,
+// which makes sending and receiving cheaper (see udpPeer). The kernel sends IPv4 with
+// "don't fragment" and with identifications that the sender can know, so it can
+// compute the ICRC; a receiver cannot see them (see Idents). A peer that numbers its
+// packets otherwise (rdma_rxe, RNICs) is understood over IPv6, or through a packet
+// socket or poll-mode port.
 type UDPLink struct {
 	sock mmsgSocket
 	attr LinkAttr
 	rcv  int // receive buffer as granted, bytes
+	zone uint32
+	fd   int // what FD returns
+
+	sockets []*udpSocket // those in use: the one for all, then the connected ones
+	hot     *udpSocket   // of them, the one that received last
+	turn    int
+	next    int
+	spare   []*udpSocket // connected to the sink
+	spareNo error        // why there are none
+	sink    *udpPeer     // a socket of the link's that drops all
+	sinkFD  int
+
+	peers    map[netip.AddrPort]*udpPeer
+	lastName uint64 // the start of the last IPv4 sockaddr of the socket for all
+	last     *udpPeer
+	unknown  udpPeer // the last that is none of peers
 
 	tx txPool
 
 	txErrors uint64
 	txErr    error
-}
-
-// udpPath is a destination as the kernel wants it.
-type udpPath struct {
-	name [unix.SizeofSockaddrInet6]byte
-	len  uint32
 }
 
 // NewUDPLink binds a socket to addr, which must be an address of this machine: it
@@ -57,39 +69,44 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &UDPLink{}
 	zone, err := zoneIndex(ip)
 	if err != nil {
 		return nil, err
 	}
-	fd, trains, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone)
+	l := &UDPLink{zone: zone, sinkFD: -1, peers: map[netip.AddrPort]*udpPeer{}}
+	fd, trains, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone, false)
 	if err != nil {
 		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
 	}
-	if l.rcv, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("getsockopt", err)
-	}
+	l.hot, l.fd = &udpSocket{fd: fd}, fd
+	l.sockets = []*udpSocket{l.hot}
 	local, err := localAddr(fd)
+	if err == nil {
+		l.rcv, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	}
 	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
+		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, errors.Join(err, l.Close()))
 	}
-	headers := 28
+	headers := ip4Len + udpLen
 	if ip.Is6() {
-		headers = 48
+		headers = ip6Len + udpLen
 	}
-	l.attr = LinkAttr{
-		Name: "softroce+udp", Local: local, MTU: min(ifc.MTU-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1), Numbered: ip.Is4(),
+	l.attr = LinkAttr{Name: "softroce+udp", Local: local, MTU: min(ifc.MTU-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1)}
+	l.sock.init(ip.Is6(), trains)
+	l.sock.source = l.source
+	if l.attr.Local.Addr().Is4() {
+		l.unknown.idents = &Idents{stranger: true}
 	}
-	l.sock.zone = zone
-	l.sock.init(fd, ip.Is6(), trains)
 	l.tx = newTxPool(0, l.attr.MTU)
+	if l.spareNo = l.openSpares(); l.spareNo != nil {
+		l.closeSpares()
+	}
 	return l, nil
 }
 
-// openUDP makes the socket. trains tells that the kernel can send trains of packets.
-func openUDP(addr netip.AddrPort, zone uint32) (fd int, trains bool, err error) {
+// openUDP makes a socket. shared lets it be bound where another one is already.
+// trains tells that the kernel can send trains of packets.
+func openUDP(addr netip.AddrPort, zone uint32, shared bool) (fd int, trains bool, err error) {
 	family := unix.AF_INET
 	if addr.Addr().Is6() {
 		family = unix.AF_INET6
@@ -126,6 +143,9 @@ func openUDP(addr netip.AddrPort, zone uint32) (fd int, trains bool, err error) 
 			{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1},
 		}
 	}
+	if shared {
+		options = append(options, option{unix.SOL_SOCKET, unix.SO_REUSEPORT, 1})
+	}
 	for _, o := range options {
 		if err = unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return -1, false, os.NewSyscallError("setsockopt", err)
@@ -139,14 +159,22 @@ func openUDP(addr netip.AddrPort, zone uint32) (fd int, trains bool, err error) 
 			}
 		}
 	}
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: [4]byte(addr.Addr().AsSlice()[:4])}
-	if family == unix.AF_INET6 {
-		sa = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16(), ZoneId: zone}
-	}
-	if err = unix.Bind(fd, sa); err != nil {
+	if err = unix.Bind(fd, sockaddr(addr, zone)); err != nil {
 		return -1, false, os.NewSyscallError("bind", err)
 	}
 	return fd, trains, nil
+}
+
+// sockaddr is addr; zone is the interface of link-local addresses.
+func sockaddr(addr netip.AddrPort, zone uint32) unix.Sockaddr {
+	if addr.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	sa := &unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()}
+	if addr.Addr().IsLinkLocalUnicast() {
+		sa.ZoneId = zone
+	}
+	return sa
 }
 
 func localAddr(fd int) (netip.AddrPort, error) {
@@ -224,14 +252,33 @@ func (l *UDPLink) TxErrors() (n uint64, last error) { return l.txErrors, l.txErr
 // device refuses one.
 func (l *UDPLink) Trains() bool { return l.sock.trains }
 
-// Path implements Link. The source port is the socket's.
+// Connected is how many peers have a socket of their own, and why no peer can.
+func (l *UDPLink) Connected() (n int, err error) { return len(l.sockets) - 1, l.spareNo }
+
+// Path implements Link. The source port is the link's.
 func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
 	if dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
 		return Path{}, fmt.Errorf("softroce: %v is not of the address family of %v", dst, l.attr.Local)
 	}
-	p := &udpPath{}
-	p.len = putSockaddr(&p.name, dst, l.sock.zone)
+	p := l.peers[dst]
+	if p == nil {
+		p = l.newPeer(dst)
+		l.connect(p)
+		l.peers[dst] = p
+		l.lastName = 0
+	}
+	p.paths++
 	return Path{Dst: dst, Pseudo: roce.AppendPseudo(nil, l.attr.Local, dst), Link: p}, nil
+}
+
+// ClosePath implements PathCloser.
+func (l *UDPLink) ClosePath(path *Path) {
+	p := path.Link.(*udpPeer)
+	if p.paths--; p.paths == 0 {
+		delete(l.peers, p.addr)
+		l.lastName = 0
+		l.disconnect(p)
+	}
 }
 
 // TxAlloc implements Link.
@@ -240,44 +287,82 @@ func (l *UDPLink) TxAlloc(frames []Frame) int { return l.tx.alloc(frames) }
 // TxFree implements Link.
 func (l *UDPLink) TxFree(frames []Frame) { l.tx.give(frames) }
 
-// Tx implements Link: one system call for a burst. The kernel copies, so the frames
-// are free again at the return.
+// Tx implements Link: one system call for a burst to one peer. The kernel copies, so
+// the frames are free again at the return.
 func (l *UDPLink) Tx(frames []Frame) int {
 	sent := 0
-	for sent < len(frames) {
-		n, refused, errno := l.sock.send(frames[sent:min(sent+burst, len(frames))])
+	for calls := 0; sent < len(frames) && calls < 2*burst; calls++ {
+		to := l.socketTo(&frames[sent])
+		end := sent + 1
+		for end < len(frames) && end-sent < burst && l.socketTo(&frames[end]) == to {
+			end++
+		}
+		n, refused, errno := l.sock.send(to, frames[sent:end])
 		sent += n
-		if errno == 0 {
+		if errno == 0 || errno == unix.ECONNREFUSED { // nobody was there for an earlier packet; this one was not looked at
 			continue
 		}
 		if errno == unix.EAGAIN || errno == unix.ENOBUFS || errno == unix.ENOMEM {
 			break
 		}
-		if errno != unix.EINTR { // a firewall, a route, an MTU: trying again does not help
-			l.txErrors += uint64(refused)
-			l.txErr = errno
-			sent += refused
+		if to.peer != nil {
+			to.peer.counted = false
 		}
+		if refused > 1 && !l.sock.trains { // they go one by one
+			continue
+		}
+		// A firewall, a route, an MTU: trying again does not help.
+		l.txErrors += uint64(refused)
+		l.txErr = errno
+		sent += refused
 	}
 	l.tx.give(frames[:sent])
 	return sent
 }
 
-// Rx implements Link: one system call for a burst.
-func (l *UDPLink) Rx(frames []Frame) int { return l.sock.receive(frames) }
+// Rx implements Link. It looks into the socket that received last, and into another
+// that had something lately or, from time to time, into any.
+func (l *UDPLink) Rx(frames []Frame) int {
+	if n := l.sock.hand(frames); n > 0 {
+		return n
+	}
+	if s := l.another(); s != nil && l.sock.take(s) {
+		l.hot = s
+		return l.sock.hand(frames)
+	}
+	if l.sock.take(l.hot) {
+		return l.sock.hand(frames)
+	}
+	return 0
+}
 
 // RxFree implements Link.
 func (l *UDPLink) RxFree([]Frame) {}
 
 // FD implements Link.
-func (l *UDPLink) FD() int { return l.sock.fd }
+func (l *UDPLink) FD() int { return l.fd }
+
+// Arm implements Armer: whichever socket ends the sleep, the next looks find it.
+func (l *UDPLink) Arm() bool {
+	for _, s := range l.sockets {
+		s.misses = min(s.misses, coldMisses-1)
+	}
+	return true
+}
 
 // Close implements Link.
 func (l *UDPLink) Close() error {
-	if l.sock.fd < 0 {
+	if l.sockets == nil {
 		return nil
 	}
-	fd := l.sock.fd
-	l.sock.fd = -1
-	return os.NewSyscallError("close", unix.Close(fd))
+	fds := []int{l.sockets[0].fd}
+	for _, s := range l.sockets[1:] {
+		fds = append(fds, s.fd)
+	}
+	l.sockets = nil
+	var err error
+	for _, fd := range fds {
+		err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
+	}
+	return errors.Join(err, l.closeSpares())
 }
