@@ -13,7 +13,7 @@ import (
 // conn is a netpoll.Wire over one queue pair. The loop's goroutine owns it.
 //
 // Its memory while it is idle: two receive buffers, 2 × (8,188 + 132) B; its part
-// of a completion queue, (64 + 128) × sizeof(WC), 40 B; and what its device needs
+// of two completion queues, (64 + 128) × sizeof(WC), 40 B; and what its device needs
 // for a queue pair with 128 sends. Under load its messages take up to 64 receive
 // buffers, of all connections together at most EventLoopOptions.SharedReceives.
 type conn struct {
@@ -42,7 +42,9 @@ type conn struct {
 	// Receiving.
 	rq          *receiveQueue
 	granted     int               // data receives that the peer may use, those included that it is not told of yet
-	owed        int               // of granted, not yet told
+	owed        int               // of granted, posted and not yet told
+	fresh       int               // of granted, perhaps not yet posted
+	freshAt     uint64            // rq.flushes when the last of them was granted
 	owesControl bool              // the peer's last CREDIT was taken, and CONTROL not returned
 	hungry      bool              // used receives since the last topUp
 	share       int               // of the device's budget
@@ -60,7 +62,7 @@ type conn struct {
 	heldWRs uint64 // postedWRs at the last look
 
 	// Membership of the event loop's lists.
-	dirty, ready, starved, leaving bool
+	dirty, ready, starved, leaving, awaiting bool
 
 	failure error // why this end closes; kept, the first wins
 	broken  error // the device refuses work; closes unless a completion tells more
@@ -93,8 +95,8 @@ func (el *EventLoop) newConn(d *device, remote string) (*conn, error) {
 			return nil, fmt.Errorf("rdma: a connection needs %d receive buffers of %d bytes: %w", minReceives, d.receiveBytes, err)
 		}
 	}
-	c.owed = 0 // describe tells
-	el.flushQueues()
+	c.rq.flush()
+	c.owed, c.fresh = 0, 0 // describe tells
 	if err := c.rq.failed; err != nil {
 		c.Shut()
 		return nil, fmt.Errorf("rdma: %s: %w", d.attr.Name, err)
@@ -111,7 +113,7 @@ func (c *conn) makeQP() (err error) {
 	if c.group, err = d.group(c.el); err != nil {
 		return err
 	}
-	cfg := QPConfig{SendCQ: c.group.cq, RecvCQ: c.group.cq, SendWRs: d.sendWRs}
+	cfg := QPConfig{SendCQ: c.group.send, RecvCQ: c.group.recv, SendWRs: d.sendWRs}
 	if d.srq != nil {
 		cfg.SRQ = d.sharedQueue
 	} else {
@@ -228,6 +230,7 @@ func (c *conn) probe(verified chan<- error) {
 	if n, err := c.qp.PostSend([]SendWR{wr}); n < 1 {
 		c.fail(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
 	}
+	c.await()
 }
 
 // verify ends a probe.
@@ -331,6 +334,7 @@ func (c *conn) end() bool {
 
 // Unsent implements netpoll.UnsentWire: what the peer's device has not acknowledged.
 func (c *conn) Unsent(bufs []*hugepages.Buf) []*hugepages.Buf {
+	c.el.reapSends()
 	for i := range c.sendq.count {
 		bufs = append(bufs, c.sendq.at(i).buf)
 	}
@@ -341,6 +345,9 @@ func (c *conn) Unsent(bufs []*hugepages.Buf) []*hugepages.Buf {
 func (c *conn) Shut() {
 	if c.shut {
 		return
+	}
+	if c.awaiting {
+		c.el.reapSends()
 	}
 	c.shut = true
 	orderly := c.failure == nil && c.sendq.count == 0

@@ -31,9 +31,9 @@ type device struct {
 	srq         *receiveQueue // of sharedQueue; nil if the device has none
 	sharedQueue SRQ
 	groups      []*cqGroup
-	conns       map[uint32]*conn // by queue pair number
-	last        *conn            // of lookup
-	posted      bool             // posted since the last transmission
+	conns       map[uint32]*conn   // by queue pair number
+	recent      [recentConns]*conn // of lookup, by the number's last bits
+	posted      bool               // posted since the last transmission
 
 	key   deviceKey
 	refs  int           // under EventLoop.mu: connections and set-ups that use it
@@ -41,10 +41,14 @@ type device struct {
 	err   error         // valid after ready
 }
 
-// cqGroup is a completion queue for up to connsPerCQ connections.
+// recentConns is how many connections lookup finds without the map; a power of two.
+const recentConns = 64
+
+// cqGroup is the completion queues of up to connsPerCQ connections: one that the loop
+// waits for, and one that it looks at in its own time, see EventLoop.reapSends.
 type cqGroup struct {
-	cq    CQ
-	conns int
+	recv, send CQ
+	conns      int
 }
 
 // deviceKey tells which connections share a device: all, or those of one peer
@@ -196,11 +200,16 @@ func (d *device) group(el *EventLoop) (*cqGroup, error) {
 			return g, nil
 		}
 	}
-	cq, err := d.dev.CreateCQ(connsPerCQ * (d.receives + d.sendWRs))
+	g := &cqGroup{}
+	var err error
+	if g.recv, err = d.dev.CreateCQ(connsPerCQ * d.receives); err == nil {
+		if g.send, err = d.dev.CreateCQ(connsPerCQ * d.sendWRs); err != nil {
+			err = errors.Join(err, g.recv.Close())
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("rdma: %s: completion queue: %w", d.attr.Name, err)
 	}
-	g := &cqGroup{cq: cq}
 	d.groups = append(d.groups, g)
 	return g, nil
 }
@@ -213,7 +222,7 @@ func (d *device) closeQueues() (err error) {
 		d.srq = nil
 	}
 	for _, g := range d.groups {
-		err = errors.Join(err, g.cq.Close())
+		err = errors.Join(err, g.recv.Close(), g.send.Close())
 	}
 	d.groups = nil
 	return err
@@ -221,10 +230,11 @@ func (d *device) closeQueues() (err error) {
 
 // lookup finds the connection of a queue pair; nil if it is gone.
 func (d *device) lookup(qpn uint32) *conn {
-	if d.last == nil || d.last.qpn != qpn || d.last.shut {
-		d.last = d.conns[qpn]
+	at := &d.recent[qpn%recentConns]
+	if c := *at; c == nil || c.qpn != qpn || c.shut {
+		*at = d.conns[qpn]
 	}
-	return d.last
+	return *at
 }
 
 // activate starts polling d for its first connection, of which there is one now.
@@ -243,7 +253,7 @@ func (el *EventLoop) activate(d *device) {
 
 // deactivate undoes a connection's use of d.
 func (el *EventLoop) deactivate(d *device) {
-	d.last = nil
+	d.recent = [recentConns]*conn{}
 	if len(d.conns) == 0 {
 		i := slices.Index(el.active, d)
 		el.active = slices.Delete(el.active, i, i+1)

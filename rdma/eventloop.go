@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -59,9 +60,9 @@ const (
 	yieldAfter = 100 * time.Millisecond
 	// pollList is how many completions one CQ.Poll takes.
 	pollList = 64
-	// connsPerCQ is how many connections share a completion queue: with the
-	// default depths 32 × (64 + 128) = 6,144 entries. Few queues keep polling
-	// cheap, bounded ones cannot overflow.
+	// connsPerCQ is how many connections share completion queues: with the
+	// default depths 32 × 64 = 2,048 entries for receives and 32 × 128 = 4,096 for
+	// sends. Few queues keep polling cheap, bounded ones cannot overflow.
 	connsPerCQ = 32
 	// starvedRetry is how soon a connection that found the pool exhausted tries
 	// again.
@@ -72,6 +73,16 @@ const (
 	// wake-ups a second and not a CPU.
 	pollDeviceMin = 20 * time.Microsecond
 	pollDeviceMax = time.Millisecond
+	// reapAfter is how long completions of sends gather that nobody waits for. A loop
+	// that sleeps takes them when something else wakes it, at the latest after
+	// reapAsleep.
+	reapAfter  = 20 * time.Microsecond
+	reapAsleep = 100 * time.Millisecond
+	// patientBytes is how much of a connection may wait for that.
+	patientBytes = 64 << 10
+	// eventsEvery is in how many polls asynchronous events are looked for once, besides
+	// those that found packets and the last before the loop sleeps.
+	eventsEvery = 64
 )
 
 // Transmitter is what a device implements that can transmit what was posted for
@@ -92,25 +103,29 @@ type EventLoop struct {
 	loop   *netpoll.Loop
 
 	// The loop's goroutine.
-	active      []*device        // with at least one connection
-	dirty       []*conn          // something to post
-	ready       []*conn          // something to deliver, to post again or to report
-	starved     []*conn          // wait for pool memory
-	leaving     []*conn          // peer gone or device broken
-	holders     []*conn          // have more than one credit
-	yieldAt     int64            // when to look whether holders use them
-	receives    int              // posted now
-	dirtyQueues []*receiveQueue  // something to post
-	spare       []*hugepages.Buf // left by handlers, for the receives of the connection at hand
-	retryAt     int64
-	deadline    int64         // of the devices' last Progress
-	backoff     time.Duration // of devices without descriptor
-	polls       uint64
-	drained     bool // the last poll emptied every completion queue
-	closed      bool
-	wcs         [pollList]WC
-	events      [16]Event
-	sendWRs     [sendList]SendWR
+	active   []*device        // with at least one connection
+	dirty    []*conn          // something to post
+	ready    []*conn          // something to deliver, to post again or to report
+	starved  []*conn          // wait for pool memory
+	leaving  []*conn          // peer gone or device broken
+	holders  []*conn          // have more than one credit
+	yieldAt  int64            // when to look whether holders use them
+	receives int              // posted now
+	awaiting []*conn          // posted sends that have not completed
+	reapAt   int64            // when to look for those; 0: there are none
+	stalled  bool             // one of them can post no more until they complete
+	shown    int              // receives, as Stats has it
+	spare    []*hugepages.Buf // left by handlers, for the receives of the connection at hand
+	retryAt  int64
+	deadline int64         // of the devices' last Progress
+	backoff  time.Duration // of devices without descriptor
+	polls    uint64
+	drained  bool // the last poll emptied every completion queue
+	closed   bool
+	wcs      [pollList]WC // of reap
+	sendWCs  [pollList]WC // of reapSends
+	events   [16]Event
+	sendWRs  [sendList]SendWR
 
 	// The control path.
 	ctx     context.Context // ends when the event loop closes
@@ -212,6 +227,11 @@ func (el *EventLoop) Poll(budget int) int {
 	if len(el.active) == 0 {
 		return 0
 	}
+	return el.poll(budget, false)
+}
+
+// poll is Poll; last: before the loop sleeps.
+func (el *EventLoop) poll(budget int, last bool) int {
 	el.polls++
 	now := el.loop.Now()
 	work := 0
@@ -222,11 +242,44 @@ func (el *EventLoop) Poll(budget int) int {
 		if deadline != 0 && (el.deadline == 0 || deadline < el.deadline) {
 			el.deadline = deadline
 		}
-		work += el.takeEvents(d)
+		if n > 0 || last || el.polls%eventsEvery == 0 {
+			work += el.takeEvents(d)
+		}
 	}
 	work += el.reap(budget)
+	if el.stalled || len(el.leaving) > 0 || len(el.starved) > 0 {
+		work += el.reapSends()
+	}
 	if len(el.starved) > 0 && now >= el.retryAt {
 		el.feedStarved()
+	}
+	work += el.settleReady()
+	if len(el.holders) > 0 && now >= el.yieldAt {
+		el.yieldIdle(now)
+	}
+	if len(el.leaving) > 0 && el.drained {
+		el.endLeaving()
+	}
+	el.flush()
+	// Behind what handlers sent.
+	if el.reapAt != 0 && (now >= el.reapAt || last) && el.reapSends() > 0 {
+		work += el.settleReady()
+		el.flush()
+	}
+	if work > 0 {
+		el.backoff = pollDeviceMin
+	}
+	if el.receives != el.shown {
+		el.shown = el.receives
+		el.stats.receives.Store(int64(el.receives))
+	}
+	return work
+}
+
+// settleReady does what completions ask for.
+func (el *EventLoop) settleReady() (work int) {
+	if len(el.ready) == 0 {
+		return 0
 	}
 	for i := 0; i < len(el.ready); i++ {
 		if c := el.ready[i]; !c.shut {
@@ -235,16 +288,6 @@ func (el *EventLoop) Poll(budget int) int {
 	}
 	clear(el.ready)
 	el.ready = el.ready[:0]
-	if len(el.holders) > 0 && now >= el.yieldAt {
-		el.yieldIdle(now)
-	}
-	if len(el.leaving) > 0 && el.drained {
-		el.endLeaving()
-	}
-	el.flush()
-	if work > 0 {
-		el.backoff = pollDeviceMin
-	}
 	return work
 }
 
@@ -269,14 +312,15 @@ func (el *EventLoop) takeEvents(d *device) int {
 	return n
 }
 
-// reap takes about budget completions and lists the connections they concern.
+// reap takes about budget completions of receives and lists the connections they
+// concern.
 func (el *EventLoop) reap(budget int) int {
 	work := 0
 	el.drained = true
 	for _, d := range el.active {
 		for _, g := range d.groups {
 			for g.conns > 0 || d.srq != nil {
-				n := g.cq.Poll(el.wcs[:])
+				n := g.recv.Poll(el.wcs[:])
 				for i := range n {
 					wc := &el.wcs[i]
 					if c := d.lookup(wc.QPN); c != nil {
@@ -297,6 +341,60 @@ func (el *EventLoop) reap(budget int) int {
 		}
 	}
 	return work
+}
+
+// await notes that c has sends under way.
+func (c *conn) await() {
+	el := c.el
+	if !c.awaiting {
+		c.awaiting = true
+		el.awaiting = append(el.awaiting, c)
+	}
+	if el.reapAt == 0 {
+		el.reapAt = el.loop.Now() + int64(reapAfter)
+	}
+}
+
+// reapSends takes the completions of sends. They free buffers and tell that the peer
+// has them, for which nobody waits as a rule: they may gather, and need not wake the
+// loop. Whoever does wait is found by patient, or sets stalled.
+func (el *EventLoop) reapSends() (n int) {
+	el.stalled, el.reapAt = false, 0
+	if len(el.awaiting) == 0 {
+		return 0
+	}
+	wcs := &el.sendWCs
+	for _, d := range el.active {
+		for _, g := range d.groups {
+			for k := len(wcs); g.conns > 0 && k == len(wcs); n += k {
+				k = g.send.Poll(wcs[:])
+				for i := range k {
+					if c := d.lookup(wcs[i].QPN); c != nil {
+						c.complete(&wcs[i])
+					}
+				}
+			}
+		}
+	}
+	keep := el.awaiting[:0]
+	for _, c := range el.awaiting {
+		if c.awaiting = !c.shut && c.postedWRs != c.doneWRs; c.awaiting {
+			el.stalled = el.stalled || c.stalls()
+			keep = append(keep, c)
+		}
+	}
+	clear(el.awaiting[len(keep):])
+	el.awaiting = keep
+	if len(keep) > 0 {
+		el.reapAt = el.loop.Now() + int64(reapAfter)
+	}
+	return n
+}
+
+// patient tells whether nobody waits for the completions of c's sends, and they hold
+// little memory.
+func (c *conn) patient() bool {
+	return c.ep != nil && c.ep.Roomy() && c.ep.Conn().QueuedBytes() <= patientBytes && c.unposted == c.sendq.count && c.broken == nil
 }
 
 // feedStarved gives connections that found the pool exhausted another try.
@@ -346,22 +444,8 @@ func (el *EventLoop) yieldIdle(now int64) {
 	el.holders = keep
 }
 
-// flushQueues posts receives, which must happen before their peers hear of them.
-func (el *EventLoop) flushQueues() {
-	if len(el.dirtyQueues) == 0 {
-		return
-	}
-	for _, q := range el.dirtyQueues {
-		q.flush()
-	}
-	clear(el.dirtyQueues)
-	el.dirtyQueues = el.dirtyQueues[:0]
-	el.stats.receives.Store(int64(el.receives))
-}
-
 // flush posts what connections have to send, and transmits it.
 func (el *EventLoop) flush() {
-	el.flushQueues()
 	if len(el.dirty) == 0 {
 		return
 	}
@@ -398,20 +482,31 @@ func (el *EventLoop) Arm() (int64, bool) {
 	if len(el.active) == 0 {
 		return 0, true
 	}
+	patient := len(el.starved) == 0 && !slices.ContainsFunc(el.awaiting, func(c *conn) bool { return !c.shut && !c.patient() })
 	blind := false
 	for _, d := range el.active {
 		blind = blind || d.fd < 0
 		for _, g := range d.groups {
-			if err := g.cq.Arm(); err != nil {
+			if g.conns == 0 {
+				continue
+			}
+			err := g.recv.Arm()
+			if err == nil && !patient {
+				err = g.send.Arm()
+			}
+			if err != nil {
 				el.loop.Logger().Error("completion queue cannot be armed; the loop goes on polling", "device", d.attr.Name, "err", err)
 				return 0, false
 			}
 		}
 	}
-	if el.Poll(pollList) > 0 || len(el.dirty) > 0 || len(el.ready) > 0 {
+	if el.poll(pollList, true) > 0 || len(el.dirty) > 0 || len(el.ready) > 0 || el.stalled && patient {
 		return 0, false
 	}
 	deadline := el.deadline
+	if len(el.awaiting) > 0 && patient {
+		deadline = earlier(deadline, el.loop.Now()+int64(reapAsleep))
+	}
 	if len(el.starved) > 0 {
 		deadline = earlier(deadline, el.retryAt)
 	}

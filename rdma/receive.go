@@ -31,7 +31,7 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 		}
 		more = wc.Imm&immMore != 0
 	}
-	if c.granted <= c.owed {
+	if c.granted <= c.untold() {
 		c.rq.put(buf)
 		return fmt.Errorf("%w: it sent more than it was granted receives for", netpoll.ErrProtocol)
 	}
@@ -114,9 +114,9 @@ func (c *conn) takeGrant(imm uint32) error {
 func (c *conn) takeYield(wc *WC) error {
 	n := int(wc.Imm & immYielded >> immYieldedShift)
 	// What it was not told of yet it shall not hear of either.
-	c.granted -= c.owed
-	c.rq.needed -= c.owed
-	c.owed = 0
+	c.granted -= c.untold()
+	c.rq.needed -= c.untold()
+	c.owed, c.fresh = 0, 0
 	if wc.Imm&immMore != 0 || wc.Bytes != 0 || len(c.segments) > c.partStart || n > c.granted {
 		return fmt.Errorf("%w: a yield with data, inside a message, or of %d receives where it held %d", netpoll.ErrProtocol, n, c.granted)
 	}
@@ -190,20 +190,33 @@ func (el *EventLoop) releaseSpare() {
 	el.spare = el.spare[:0]
 }
 
-// grant posts one receive more, of which the peer is told with the next data or
-// CREDIT.
+// grant sees to it that one receive more will be posted, of which the peer is told
+// with data or a CREDIT after that.
 func (c *conn) grant() error {
-	err := c.rq.need(&c.el.spare)
-	if err == nil {
-		c.granted++
-		c.owed++
+	c.settleFresh()
+	if err := c.rq.need(&c.el.spare); err != nil {
+		return err
 	}
-	return err
+	c.granted++
+	c.fresh++
+	c.freshAt = c.rq.flushes
+	return nil
 }
+
+// settleFresh makes those that have been posted meanwhile ready to be told.
+func (c *conn) settleFresh() {
+	if c.fresh > 0 && (len(c.rq.pending) == 0 || c.freshAt != c.rq.flushes) {
+		c.owed += c.fresh
+		c.fresh = 0
+	}
+}
+
+// untold is how many of the granted receives the peer has not heard of.
+func (c *conn) untold() int { return c.owed + c.fresh }
 
 // creditDue tells whether grants should wait for data no longer: the peer has used
 // half of what it could know of, or all.
-func (c *conn) creditDue() bool { return c.owed > 0 && 2*c.owed >= c.granted }
+func (c *conn) creditDue() bool { return c.untold() > 0 && 2*c.untold() >= c.granted }
 
 // setShare enters into the budget what the connection may hold now. One receive
 // for data is its own even while it is not granted.

@@ -43,9 +43,13 @@ type receiveQueue struct {
 	buffers []*hugepages.Buf
 	vacant  []int // slots (IDs of work requests) without a buffer
 	pending []RecvWR
-	dirty   bool // in EventLoop.dirtyQueues
+	flushes uint64 // how often pending was posted
 	failed  error
 }
+
+// postReceives is how many receives gather before they are posted, unless their peer
+// waits to hear of them: posting takes a lock, and with libibverbs a cgo call.
+const postReceives = 32
 
 // put posts buf, of which it takes the reference, if the queue needs it.
 func (q *receiveQueue) put(buf *hugepages.Buf) {
@@ -65,9 +69,8 @@ func (q *receiveQueue) put(buf *hugepages.Buf) {
 	q.posted++
 	q.el.receives++
 	q.pending = append(q.pending, RecvWR{ID: uint64(slot), Data: buf.Bytes()})
-	if !q.dirty {
-		q.dirty = true
-		q.el.dirtyQueues = append(q.el.dirtyQueues, q)
+	if len(q.pending) >= postReceives {
+		q.flush()
 	}
 }
 
@@ -106,9 +109,8 @@ func (q *receiveQueue) need(spare *[]*hugepages.Buf) error {
 	return nil
 }
 
-// flush posts what is pending, with one call.
+// flush posts what is pending, with one call. It must happen before peers hear of it.
 func (q *receiveQueue) flush() {
-	q.dirty = false
 	if len(q.pending) == 0 {
 		return
 	}
@@ -119,6 +121,7 @@ func (q *receiveQueue) flush() {
 		}
 	}
 	q.el.stats.receivePosts.Add(1)
+	q.flushes++
 	clear(q.pending)
 	q.pending = q.pending[:0]
 }

@@ -96,6 +96,9 @@ func (c *conn) post() int {
 		}
 		wrs = append(wrs, c.nextSegment(m))
 	}
+	if c.stalls() {
+		c.el.stalled = true
+	}
 	for i := signalEvery - 1; i < len(wrs); i += signalEvery {
 		wrs[i].Signaled = true
 	}
@@ -129,7 +132,13 @@ func (c *conn) post() int {
 	clear(wrs)
 	c.dev.posted = true
 	c.el.stats.doorbells.Add(1)
+	c.await()
 	return n
+}
+
+// stalls tells whether what waits can be posted only when earlier sends complete.
+func (c *conn) stalls() bool {
+	return c.unposted < c.sendq.count && int(c.postedWRs-c.doneWRs) >= c.dev.sendWRs
 }
 
 // packMax is the longest message, in bytes, that is copied to save it a work
@@ -199,8 +208,17 @@ func (c *conn) nextSegment(m *outgoing) SendWR {
 	return wr
 }
 
-// grants says in an immediate what the peer may use now.
+// grants says in an immediate what the peer may use now. Receives that are not posted
+// yet wait for others, unless the peer runs short, or has no control receive left.
 func (c *conn) grants() uint32 {
+	if c.owesControl || c.creditDue() {
+		c.rq.flush()
+		if c.rq.failed != nil {
+			c.setBroken(c.rq.failed)
+			return 0
+		}
+	}
+	c.settleFresh()
 	imm := uint32(c.owed)
 	c.owed = 0
 	if c.owesControl {

@@ -187,7 +187,9 @@ func (d *device) complete(raw *C.struct_mv_wc, wc *rdma.WC) bool {
 	switch {
 	case u.srq != nil:
 		wc.ID = u.srq.done(uint32(id))
-		q = d.byNum[wc.QPN]
+		if raw.status != 0 {
+			q = d.byNum[wc.QPN]
+		}
 	case q == nil:
 		return false
 	default:
@@ -239,8 +241,14 @@ func (c *completionQueue) Arm() error {
 	if c.c == nil {
 		return ErrClosed
 	}
-	c.dev.armed = true
-	if rc := C.mv_cq_arm(c.c); rc != 0 {
+	rc := C.mv_cq_arm(c.c)
+	// If not this queue made FD readable, asynchronous events may have. Reading them
+	// takes a system call, too dear for each wake-up by a message; if both came, FD stays
+	// readable.
+	if c.c.told == 0 {
+		c.dev.lookAsync = true
+	}
+	if rc != 0 {
 		return &Error{Op: "arm a completion queue of", Device: c.dev.attr.Name, Err: fmt.Errorf("ibv_req_notify_cq: %w", unix.Errno(rc))}
 	}
 	return nil

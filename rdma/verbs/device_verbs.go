@@ -73,9 +73,9 @@ type device struct {
 	byNum  map[uint32]*queuePair // open queue pairs
 	inline []byte                // C memory: inline data from outside registered memory
 
-	events  []rdma.Event // not yet polled
-	armed   bool         // events must be looked for at the next Progress
-	asyncAt int64
+	events    []rdma.Event // not yet polled
+	lookAsync bool         // for events, at the next Progress
+	asyncAt   int64        // last looked
 }
 
 var _ rdma.Device = (*device)(nil)

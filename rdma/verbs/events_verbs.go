@@ -25,8 +25,8 @@ const (
 // Progress implements rdma.Device: hardware and kernel need no driving. It reads
 // the asynchronous events.
 func (d *device) Progress(now int64) (int, int64) {
-	if d.armed || now-d.asyncAt >= asyncEvery {
-		d.armed, d.asyncAt = false, now
+	if d.lookAsync || now-d.asyncAt >= asyncEvery {
+		d.lookAsync, d.asyncAt = false, now
 		d.readEvents()
 	}
 	return 0, 0

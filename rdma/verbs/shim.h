@@ -108,7 +108,8 @@ struct mv_cq {
 	struct mv_device *dev;
 	int fd; // of the channel
 	uint32_t depth;
-	uint32_t armed;
+	uint32_t armed; // and its event not yet taken
+	uint32_t told;  // out: whether the last mv_cq_arm took an event
 	uint32_t unacked; // events taken and not yet acknowledged
 };
 
@@ -140,7 +141,8 @@ int mv_dereg(struct ibv_mr *mr);
 
 int mv_cq_create(struct mv_device *d, uint32_t depth, struct mv_cq **out);
 int mv_cq_destroy(struct mv_cq *c);
-// mv_cq_arm drains the channel and asks for the next event.
+// mv_cq_arm takes the event of the last arming and asks for the next, unless that one
+// is still to come.
 int mv_cq_arm(struct mv_cq *c);
 // mv_cq_resize makes it hold depth completions; ENOSYS or EOPNOTSUPP if the device
 // cannot.

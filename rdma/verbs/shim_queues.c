@@ -74,10 +74,23 @@ mv_cq_destroy(struct mv_cq *c)
 int
 mv_cq_arm(struct mv_cq *c)
 {
+	struct ibv_cq *cq;
+	void *context;
 	int rc;
 
-	if (c->armed)
-		drain(c);
+	c->told = 0;
+	if (c->armed) {
+		// One event at most for each arming. While it has not come, the queue is armed.
+		while (lib.get_cq_event(c->channel, &cq, &context)) {
+			if (errno == EAGAIN)
+				return 0;
+			if (errno != EINTR)
+				return error_number();
+		}
+		c->armed = 0;
+		c->told = 1;
+		c->unacked++;
+	}
 	if (c->unacked >= 1024) { // a mutex each time: in batches
 		lib.ack_cq_events(c->cq, c->unacked);
 		c->unacked = 0;
