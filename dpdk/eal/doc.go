@@ -3,6 +3,11 @@
 // cgo, the build tag dpdk and Debian's libdpdk-dev; without them every
 // constructor returns ErrNotBuilt.
 //
+// The frames of a card lie in an arena of package hugepages, beside the card's NUMA node:
+// its mbufs have external buffers there, so what is written into a frame is what the
+// card sends. Where libdpdk cannot do that they lie in its own memory, which is no copy
+// more. Virtual devices but net_ring and net_null copy each frame. Stats counts both.
+//
 // A port makes one cgo crossing per burst: the crossing transmits what is given,
 // receives into a stash, gives freed frames back and refills a stash of empty
 // frames. AllocBurst, RxBurst and FreeBurst work on the stashes and cross only
@@ -157,7 +162,19 @@ type Port interface {
 	// burst. It is false for other devices, which do not need it, and for a
 	// libdpdk whose net_memif is laid out in an unknown way.
 	Guarded() bool
-	// Dropped counts received frames that were dropped because they came in
-	// several segments.
-	Dropped() uint64
+	// Stats counts what the port did. Any goroutine, also after Close.
+	Stats() Stats
+}
+
+// Stats of a Port. A frame that was not copied lies where the engine reads or writes it
+// when the device, or the port at the other end, has it: none of our code copies it, nor
+// does libdpdk.
+type Stats struct {
+	RxFrames, TxFrames uint64 // copied or not
+	RxCopied, TxCopied uint64 // of these, those that libdpdk's driver copied
+	Dropped            uint64 // received frames dropped because they came in several segments
+	Starved            uint64 // times that the pool had no empty frame
+	// Memory says where the frames lie: in an arena of package hugepages, or in
+	// libdpdk's memory, and why.
+	Memory string
 }

@@ -4,11 +4,14 @@ package eal
 
 // #cgo noescape mr_burst
 // #cgo nocallback mr_burst
+// #cgo noescape mr_count
+// #cgo nocallback mr_count
 // #include <stdlib.h>
 // #include "shim.h"
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -25,13 +28,17 @@ type port struct {
 	info   dpdk.PortInfo
 	rxNext C.uint32_t // first frame of c.rx that RxBurst has not handed out
 	closed bool
+	stats  Stats // as last read; eal.mu guards it
 }
 
 // device is what the queues of one device share; eal.mu guards it.
 type device struct {
+	name    string
+	copies  bool // its driver does
 	ports   []*port
 	open    int  // ports that are not closed
 	removes bool // it goes with its ports
+	frames
 }
 
 // NewVdev attaches a virtual device, for instance NewVdev("net_af_packet0",
@@ -85,24 +92,25 @@ func open(name string, args *string, queues int, opts Options, memif *Memif, rol
 		cfg.memif_socket, cfg.memif_secret = cstring(memif.Socket), cstring(memif.Secret)
 		cfg.memif_id, cfg.memif_role = C.uint32_t(memif.ID), C.uint32_t(role)
 	}
-	d := &device{removes: args != nil, open: queues}
+	d := &device{name: name, removes: args != nil, open: queues, copies: copies(name)}
 	for range queues {
 		d.ports = append(d.ports, &port{dev: d, c: (*C.struct_mr_port)(C.calloc(1, C.sizeof_struct_mr_port))})
 	}
-	var step *C.char
-	Log()
-	rc := d.call(func(a **C.struct_mr_port) C.int { return C.mr_port_open(a, C.uint32_t(queues), cfg, &step) })
-	if rc != 0 {
+	if err := d.start(cfg); err != nil {
 		for _, p := range d.ports {
 			C.free(unsafe.Pointer(p.c))
 		}
-		return nil, &Error{Op: C.GoString(step), Dev: name, Err: cerror(rc), Log: Log()}
+		return nil, err
+	}
+	how := "zero copy"
+	if d.copies {
+		how = "copies"
 	}
 	out := make([]Port, queues)
 	for i, p := range d.ports {
 		p.info = dpdk.PortInfo{
 			Name:   name,
-			Driver: fmt.Sprintf("%s (libdpdk %s)", C.GoString(&p.c.driver[0]), Version()),
+			Driver: fmt.Sprintf("%s (libdpdk %s, %s, %s)", C.GoString(&p.c.driver[0]), Version(), how, d.memory),
 			MAC:    net.HardwareAddr(C.GoBytes(unsafe.Pointer(&p.c.mac[0]), 6)),
 			MTU:    opts.FrameBytes - etherHeaderBytes,
 			Ring:   opts.Ring,
@@ -132,8 +140,27 @@ func (p *port) Info() dpdk.PortInfo { return p.info }
 // Guarded says whether the port survives a net_memif peer that dies in a burst.
 func (p *port) Guarded() bool { return p.c != nil && p.c.guard != nil }
 
-// Dropped counts received frames of several segments.
-func (p *port) Dropped() uint64 { return uint64(p.c.chained) }
+// Stats counts what the port did.
+func (p *port) Stats() Stats {
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	if p.dev.open > 0 { // else c is gone
+		p.readStats()
+	}
+	return p.stats
+}
+
+func (p *port) readStats() {
+	c := p.c
+	s := Stats{
+		RxFrames: uint64(C.mr_count(&c.rx_frames)), TxFrames: uint64(C.mr_count(&c.tx_frames)),
+		Dropped: uint64(C.mr_count(&c.chained)), Starved: uint64(C.mr_count(&c.no_mbuf)), Memory: p.dev.memory,
+	}
+	if p.dev.copies {
+		s.RxCopied, s.TxCopied = s.RxFrames, s.TxFrames
+	}
+	p.stats = s
+}
 
 // Up says whether the link is up. A net_memif link that went down stays down.
 func (p *port) Up() bool { return !p.closed && C.mr_port_up(p.c) == 1 }
@@ -233,12 +260,16 @@ func (p *port) Close() error {
 		remove = 1
 	}
 	Log()
-	rc := d.call(func(a **C.struct_mr_port) C.int { return C.mr_port_close(a, C.uint32_t(len(d.ports)), remove) })
+	rc := d.call(func(a **C.struct_mr_port) C.int {
+		return C.mr_port_close(a, C.uint32_t(len(d.ports)), d.c, remove)
+	})
 	for _, p := range d.ports {
+		p.readStats()
 		C.free(unsafe.Pointer(p.c))
 	}
+	var err error
 	if rc != 0 {
-		return &Error{Op: "rte_eth_dev_close", Dev: p.info.Name, Err: cerror(rc), Log: Log()}
+		err = &Error{Op: "rte_eth_dev_close", Dev: p.info.Name, Err: cerror(rc), Log: Log()}
 	}
-	return nil
+	return errors.Join(err, d.freeMemory())
 }

@@ -25,6 +25,9 @@ struct mr_port {
 	uint32_t down;    // out: 1 once a link that was up has gone down
 	uint16_t port_id;
 	uint16_t queue;
+	// Counters, which any thread may read while the owner counts.
+	uint64_t rx_frames;
+	uint64_t tx_frames;
 	uint64_t chained; // received frames dropped because they had several segments
 	uint64_t no_mbuf; // refills that found the pool empty
 
@@ -40,6 +43,8 @@ struct mr_port {
 	char name[64];
 	char driver[64];
 	uint32_t mtu;         // IP bytes per frame; 0: what the frames have room for
+	uint16_t rx_ring, tx_ring; // descriptors
+	uint32_t mbufs;       // that the pool has
 	uint8_t mac[6];
 	uint8_t was_up;
 };
@@ -64,17 +69,48 @@ struct mr_config {
 	uint32_t memif_id, memif_role;
 };
 
-// mr_port_open attaches the device if need be, makes a pool for each of its n queues,
-// which are ports[0..n), configures and starts it. On failure *step says what failed
-// and the result is -errno.
-int mr_port_open(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step);
+// Memory for the frames of a device, which the caller made and frees after
+// mr_port_close.
+struct mr_memory {
+	uint8_t *base;       // NULL: libdpdk's own is used
+	uint64_t bytes;      // whole pages
+	uint64_t page;
+	uint64_t queue_bytes; // of each queue, one after the other
+	int refused;         // out: why libdpdk could not use it, -errno; then it has its own
+	void *device;        // struct rte_device that it is mapped for
+	int registered, mapped;
+};
+
+// mr_port_attach attaches the device if need be and configures n queues, which are
+// ports[0..n); mbufs and rings of each say how many frames it needs. *physical is 1
+// where the device is given physical addresses. On failure nothing is left, *step says
+// what failed and the result is -errno.
+int mr_port_attach(struct mr_port **ports, uint32_t n, const struct mr_config *c, int *physical, const char **step);
+
+// mr_frame_stride is the bytes from one frame of the pool to the next.
+uint32_t mr_frame_stride(const struct mr_config *c);
+
+// mr_port_start makes a pool for each queue, over m if it has memory, and starts the
+// device. Failure is as that of mr_port_attach.
+int mr_port_start(struct mr_port **ports, uint32_t n, const struct mr_config *c, struct mr_memory *m, const char **step);
 
 // mr_port_up returns 1 if the link is up.
 int mr_port_up(struct mr_port *p);
 
-// mr_port_close stops the device of ports[0..n), removes it and frees its pools.
-// remove is 1 for a device that mr_port_open attached.
-int mr_port_close(struct mr_port **ports, uint32_t n, int remove);
+// mr_port_close stops the device of ports[0..n), removes it and frees its pools, after
+// which m may be freed. remove is 1 for a device that mr_port_attach attached.
+int mr_port_close(struct mr_port **ports, uint32_t n, struct mr_memory *m, int remove);
+
+// mr_memory_take makes m known to libdpdk and to the device; where that fails
+// m->refused says why. mr_memory_release undoes it, when the device is closed.
+void mr_memory_take(struct mr_memory *m, uint16_t port_id);
+void mr_memory_release(struct mr_memory *m);
+
+// mr_pool makes the pool of queue number i of a device. NULL: rte_errno.
+void *mr_pool(const char *name, const struct mr_port *p, const struct mr_config *c, const struct mr_memory *m, uint32_t i);
+
+// mr_count reads a counter of a port that another thread owns.
+uint64_t mr_count(const uint64_t *counter);
 
 // mr_heap_bytes is what is allocated from libdpdk's heaps.
 uint64_t mr_heap_bytes(void);

@@ -41,6 +41,19 @@ guard_leave(struct mr_port *p)
 		rte_spinlock_unlock((rte_spinlock_t *)p->guard);
 }
 
+// count is what mr_count reads: only the owner writes, so it need not be one step.
+static inline void
+count(uint64_t *counter, uint32_t n)
+{
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+uint64_t
+mr_count(const uint64_t *counter)
+{
+	return __atomic_load_n(counter, __ATOMIC_RELAXED);
+}
+
 static inline void
 refill(struct mr_port *p)
 {
@@ -51,7 +64,7 @@ refill(struct mr_port *p)
 	while (want > 0 && rte_pktmbuf_alloc_bulk(p->pool, m, want) != 0)
 		want /= 2;
 	if (want == 0)
-		p->no_mbuf++;
+		count(&p->no_mbuf, 1);
 	for (i = 0; i < want; i++) {
 		struct mr_slot *s = &p->alloc[p->n_alloc++];
 
@@ -82,12 +95,14 @@ mr_burst(struct mr_port *p)
 		guard_leave(p);
 	}
 	p->n_tx = sent;
+	count(&p->tx_frames, sent);
+	count(&p->rx_frames, got);
 
 	for (i = 0; i < got; i++) {
 		struct mr_slot *s = &p->rx[p->n_rx];
 
 		if (unlikely(m[i]->nb_segs != 1)) {
-			p->chained++;
+			count(&p->chained, 1);
 			rte_pktmbuf_free(m[i]);
 			continue;
 		}

@@ -9,6 +9,7 @@
 
 #include <rte_alarm.h>
 #include <rte_dev.h>
+#include <rte_eal.h>
 #include <rte_errno.h>
 #include <rte_ethdev.h>
 #include <rte_interrupts.h>
@@ -134,47 +135,47 @@ configure(struct mr_port **ports, uint32_t n, const struct mr_config *c)
 	return ret;
 }
 
-static int
-setup_queue(struct mr_port *p, const struct mr_config *c, const char **step)
+// size says how many mbufs can be out of a queue's pool at once: the driver's rings,
+// the four arrays of struct mr_port, and the frames that the owner holds. net_memif's
+// rings hold no mbufs.
+static void
+size(struct mr_port *p, const struct mr_config *c)
 {
-	uint16_t nrx = c->ring, ntx = c->ring;
+	p->rx_ring = p->tx_ring = c->ring;
+	rte_eth_dev_adjust_nb_rx_tx_desc(p->port_id, &p->rx_ring, &p->tx_ring);
+	p->mbufs = (c->memif_secret ? 0 : (uint32_t)p->rx_ring + p->tx_ring) + 4 * MR_BURST + c->frames;
+}
+
+static int
+setup_queue(struct mr_port *p, const struct mr_config *c, const struct mr_memory *m, const char **step)
+{
 	char pool[RTE_MEMPOOL_NAMESIZE];
-	uint32_t rings;
 	int ret;
 
-	rte_eth_dev_adjust_nb_rx_tx_desc(p->port_id, &nrx, &ntx);
-
-	// What can be out of the pool at once: the driver's rings, the four arrays
-	// of struct mr_port, and the frames that the owner holds. net_memif's rings
-	// hold no mbufs.
-	rings = c->memif_secret ? 0 : (uint32_t)nrx + ntx;
 	*step = "rte_pktmbuf_pool_create";
 	snprintf(pool, sizeof(pool), "mr_%u_%u", p->port_id, p->queue);
-	p->pool = rte_pktmbuf_pool_create_by_ops(pool, rings + 4 * MR_BURST + c->frames, 0, 0,
-		c->frame_bytes + RTE_PKTMBUF_HEADROOM, SOCKET_ID_ANY, "millrace_lifo");
+	p->pool = mr_pool(pool, p, c, m, p->queue);
 	if (p->pool == NULL)
 		return -rte_errno;
 
 	*step = "rte_eth_rx_queue_setup";
-	ret = rte_eth_rx_queue_setup(p->port_id, p->queue, nrx, SOCKET_ID_ANY, NULL, p->pool);
+	ret = rte_eth_rx_queue_setup(p->port_id, p->queue, p->rx_ring, SOCKET_ID_ANY, NULL, p->pool);
 	if (ret != 0)
 		return ret;
 	*step = "rte_eth_tx_queue_setup";
-	return rte_eth_tx_queue_setup(p->port_id, p->queue, ntx, SOCKET_ID_ANY, NULL);
+	return rte_eth_tx_queue_setup(p->port_id, p->queue, p->tx_ring, SOCKET_ID_ANY, NULL);
 }
 
 static int
-setup(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step)
+start(struct mr_port **ports, uint32_t n, const struct mr_config *c, const struct mr_memory *m, const char **step)
 {
 	struct mr_port *p = ports[0];
 	struct rte_ether_addr mac;
 	uint32_t i;
-	int ret;
+	int ret = 0;
 
-	*step = "rte_eth_dev_configure";
-	ret = configure(ports, n, c);
 	for (i = 0; i < n && ret == 0; i++)
-		ret = setup_queue(ports[i], c, step);
+		ret = setup_queue(ports[i], c, m, step);
 	if (ret != 0)
 		return ret;
 	if (c->memif_secret != NULL)
@@ -203,7 +204,7 @@ free_pools(struct mr_port **ports, uint32_t n)
 }
 
 int
-mr_port_open(struct mr_port **ports, uint32_t n, const struct mr_config *c, const char **step)
+mr_port_attach(struct mr_port **ports, uint32_t n, const struct mr_config *c, int *physical, const char **step)
 {
 	uint16_t id;
 	uint32_t i;
@@ -225,12 +226,35 @@ mr_port_open(struct mr_port **ports, uint32_t n, const struct mr_config *c, cons
 	if (ret == 0) {
 		for (i = 0; i < n; i++)
 			ports[i]->port_id = id;
-		ret = setup(ports, n, c, step);
-		if (ret == 0)
-			return 0;
-		if (c->args != NULL)
+		*step = "rte_eth_dev_configure";
+		ret = configure(ports, n, c);
+		if (ret != 0 && c->args != NULL)
 			rte_eth_dev_close(id);
 	}
+	if (ret != 0) {
+		if (c->args != NULL)
+			rte_eal_hotplug_remove("vdev", c->name);
+		return ret;
+	}
+	for (i = 0; i < n; i++)
+		size(ports[i], c);
+	*physical = c->args == NULL && strncmp(c->name, "net_", 4) != 0 && rte_eal_iova_mode() != RTE_IOVA_VA;
+	return 0;
+}
+
+int
+mr_port_start(struct mr_port **ports, uint32_t n, const struct mr_config *c, struct mr_memory *m, const char **step)
+{
+	int ret;
+
+	if (m->base != NULL)
+		mr_memory_take(m, ports[0]->port_id);
+	ret = start(ports, n, c, m, step);
+	if (ret == 0)
+		return 0;
+	if (c->args != NULL)
+		rte_eth_dev_close(ports[0]->port_id);
+	mr_memory_release(m);
 	if (c->args != NULL)
 		rte_eal_hotplug_remove("vdev", c->name);
 	free_pools(ports, n);
@@ -306,7 +330,7 @@ stop_and_close(void *arg)
 }
 
 int
-mr_port_close(struct mr_port **ports, uint32_t n, int remove)
+mr_port_close(struct mr_port **ports, uint32_t n, struct mr_memory *m, int remove)
 {
 	struct mr_port *p = ports[0];
 	struct stop s = {.p = p};
@@ -322,6 +346,7 @@ mr_port_close(struct mr_port **ports, uint32_t n, int remove)
 		;
 	sem_destroy(&s.done);
 	ret = s.ret;
+	mr_memory_release(m);
 	if (remove) {
 		int r = rte_eal_hotplug_remove("vdev", p->name);
 
