@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"testing"
 )
 
@@ -133,23 +134,124 @@ func BenchmarkCRC(b *testing.B) {
 	}
 }
 
-// BenchmarkWorkers encodes batches of 16,384 log lines, 2 MiB.
+// workerBatches are records of a batch: log lines, 130 bytes each.
+var workerBatches = []int{4096, 16_384, 65_536}
+
+// BenchmarkWorkers encodes batches that are large enough to be shared, and one
+// that is not.
 func BenchmarkWorkers(b *testing.B) {
-	rs := benchRecords(16_384, 130)
-	room := make([]byte, 4<<20)
-	for workers := 1; workers <= runtime.GOMAXPROCS(0); workers *= 2 {
-		b.Run(fmt.Sprint(workers), func(b *testing.B) {
-			e, err := NewEncoder(workers)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer e.Close()
-			b.SetBytes(int64(payloadBytes(rs)))
-			for b.Loop() {
-				if _, err := e.Encode(room, rs); err != nil {
+	for _, n := range workerBatches {
+		rs := benchRecords(n, 130)
+		room := make([]byte, 2*payloadBytes(rs))
+		for workers := 1; workers <= runtime.GOMAXPROCS(0); workers *= 2 {
+			b.Run(fmt.Sprintf("%d/%d", n, workers), func(b *testing.B) {
+				e, err := NewEncoder(workers)
+				if err != nil {
 					b.Fatal(err)
 				}
+				defer e.Close()
+				b.SetBytes(int64(payloadBytes(rs)))
+				for b.Loop() {
+					if _, err := e.Encode(room, rs); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/record")
+			})
+		}
+	}
+}
+
+// BenchmarkIndependent is what two workers can reach at most: every worker has
+// an encoder, records and room of its own, and encodes its share of the batches
+// that BenchmarkWorkers encodes together.
+func BenchmarkIndependent(b *testing.B) {
+	for _, n := range workerBatches {
+		for workers := 1; workers <= runtime.GOMAXPROCS(0); workers *= 2 {
+			b.Run(fmt.Sprintf("%d/%d", n, workers), func(b *testing.B) {
+				var done sync.WaitGroup
+				var jobs []func()
+				for range workers {
+					rs := benchRecords(n/workers, 130)
+					room := make([]byte, 2*payloadBytes(rs))
+					e, err := NewEncoder(1)
+					if err != nil {
+						b.Fatal(err)
+					}
+					defer e.Close()
+					jobs = append(jobs, func() {
+						for range b.N {
+							if _, err := e.Encode(room, rs); err != nil {
+								b.Error(err)
+							}
+						}
+					})
+				}
+				b.ResetTimer()
+				for _, job := range jobs {
+					done.Go(job)
+				}
+				done.Wait()
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/record")
+			})
+		}
+	}
+}
+
+// Records of 1 KiB that are in no cache, written to memory that is in none:
+// encoded in batches of 1 MiB, and only copied, one by one and a batch at a time.
+func BenchmarkOutOfCache(b *testing.B) {
+	const size, perBatch, batches = 1 << 10, 1 << 10, 128
+	source := make([]byte, size*perBatch*batches)
+	for i := range source {
+		source[i] = byte(i * 7 >> 3)
+	}
+	records := make([]Record, perBatch*batches)
+	for i := range records {
+		records[i].Value = source[i*size : (i+1)*size]
+		records[i].Timestamp = int64(i)
+	}
+	const room = size*perBatch + 4096
+	target := make([]byte, room*batches)
+	for i := range target {
+		target[i] = 1 // the pages are there
+	}
+	run := func(name string, encode func(dst, src []byte, rs []Record)) {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(size * perBatch)
+			for i := 0; b.Loop(); i++ {
+				k := i % batches
+				encode(target[k*room:(k+1)*room], source[k*size*perBatch:(k+1)*size*perBatch], records[k*perBatch:(k+1)*perBatch])
 			}
 		})
 	}
+	e, err := NewEncoder(1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer e.Close()
+	builder, err := NewBuilder(perBatch)
+	if err != nil {
+		b.Fatal(err)
+	}
+	run("encoder", func(dst, _ []byte, rs []Record) {
+		if _, err := e.Encode(dst, rs); err != nil {
+			b.Fatal(err)
+		}
+	})
+	run("builder", func(dst, _ []byte, rs []Record) {
+		builder.Reset(dst)
+		for i := range rs {
+			if err := builder.Append(&rs[i]); err != nil {
+				b.Fatal(err)
+			}
+		}
+		builder.Finish()
+	})
+	run("copy", func(dst, _ []byte, rs []Record) {
+		for i := range rs {
+			dst = dst[copy(dst, rs[i].Value):]
+		}
+	})
+	run("copy-batch", func(dst, src []byte, _ []Record) { copy(dst, src) })
 }

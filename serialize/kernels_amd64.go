@@ -32,7 +32,7 @@ func addBlocks8(sums *uint64, n int, col *byte)
 func addBlocks16(sums *uint64, n int, col *byte)
 
 //go:noescape
-func copyValues64(dst *byte, records *Record, n int)
+func copyValues64(dst *byte, records *Record, n int) (bytes int)
 
 // foldBytes is the least that is worth the kernel's end.
 const foldBytes = 512
@@ -77,11 +77,11 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 const copySlack = 64
 
 // copyValues copies the values of records to dst, one behind the other; dst is at
-// least copySlack bytes longer than they are, and what it holds there is lost.
-func copyValues(dst []byte, records []Record) {
+// least copySlack bytes longer than they are, and what it holds there is lost. It
+// returns how many bytes they have.
+func copyValues(dst []byte, records []Record) int {
 	if !hasCopy || len(records) == 0 {
-		copyValuesGeneric(dst, records)
-		return
+		return copyValuesGeneric(dst, records)
 	}
-	copyValues64(&dst[0], &records[0], len(records))
+	return copyValues64(&dst[0], &records[0], len(records))
 }

@@ -205,11 +205,12 @@ done16:
 	VZEROUPPER
 	RET
 
-// func copyValues64(dst *byte, records *Record, n int)
+// func copyValues64(dst *byte, records *Record, n int) (bytes int)
 //
-// Copies the values of n records, one behind the other. It reads no byte that is
+// Copies the values of n records, one behind the other, and returns how many bytes
+// they have. It reads no byte that is
 // not a value's, and writes up to 64 bytes behind the last.
-TEXT ·copyValues64(SB), NOSPLIT, $0-24
+TEXT ·copyValues64(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), DI
 	MOVQ records+8(FP), SI
 	MOVQ n+16(FP), CX
@@ -240,5 +241,7 @@ tail:
 	ADDQ $Record__size, SI
 	DECQ CX
 	JNZ record
+	SUBQ dst+0(FP), DI
+	MOVQ DI, bytes+24(FP)
 	VZEROUPPER
 	RET

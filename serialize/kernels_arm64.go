@@ -84,4 +84,4 @@ const copySlack = 0
 
 // copyValues copies the values of records to dst, one behind the other. Go's copy
 // on arm64 already is what NEON can do.
-func copyValues(dst []byte, records []Record) { copyValuesGeneric(dst, records) }
+func copyValues(dst []byte, records []Record) int { return copyValuesGeneric(dst, records) }

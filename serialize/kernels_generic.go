@@ -187,9 +187,9 @@ func addBlocksGeneric(sums []uint64, col []byte, width int) {
 }
 
 // copyValuesGeneric is the reference of copyValues.
-func copyValuesGeneric(dst []byte, records []Record) {
-	at := 0
+func copyValuesGeneric(dst []byte, records []Record) (bytes int) {
 	for i := range records {
-		at += copy(dst[at:], records[i].Value)
+		bytes += copy(dst[bytes:], records[i].Value)
 	}
+	return bytes
 }

@@ -16,4 +16,4 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 
 const copySlack = 0
 
-func copyValues(dst []byte, records []Record) { copyValuesGeneric(dst, records) }
+func copyValues(dst []byte, records []Record) int { return copyValuesGeneric(dst, records) }
