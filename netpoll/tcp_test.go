@@ -556,8 +556,8 @@ func TestTCPShutdownDrainsAndFreesAll(t *testing.T) {
 	}
 	run := make(chan error, 1)
 	go func() { run <- server.Run() }()
-	h := newCollector()
-	ln, err := server.Listen("tcp://127.0.0.1:0", &greeter{h})
+	h := &greeter{newCollector(), make(chan struct{})}
+	ln, err := server.Listen("tcp://127.0.0.1:0", h)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -566,6 +566,7 @@ func TestTCPShutdownDrainsAndFreesAll(t *testing.T) {
 	if _, err := client.Dial(dialCtx(t), ln.URL(), ch); err != nil {
 		t.Fatal(err)
 	}
+	<-h.greeted // the client's end may be open before the server's
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil {
@@ -588,6 +589,12 @@ func TestTCPShutdownDrainsAndFreesAll(t *testing.T) {
 	}
 }
 
-type greeter struct{ *collector }
+type greeter struct {
+	*collector
+	greeted chan struct{}
+}
 
-func (g *greeter) OnOpen(c *Conn) { _ = sendCopy(c, make([]byte, 100_000)) }
+func (g *greeter) OnOpen(c *Conn) {
+	_ = sendCopy(c, make([]byte, 100_000))
+	close(g.greeted)
+}
