@@ -95,7 +95,11 @@ func appendEther(b []byte, dst, src types.MACAddress, vlan, etherType uint16) []
 // bytes long. The neighbour, if any, is known.
 func (h *header) put(frame []byte, n int) {
 	f := frame[:h.n]
-	copy(f, h.b[:h.n])
+	if h.n == headerBytes4 {
+		*(*[headerBytes4]byte)(f) = [headerBytes4]byte(h.b[:]) // of a fixed length: no call
+	} else {
+		copy(f, h.b[:h.n])
+	}
 	if h.hop != nil {
 		h.hop.putMAC(f)
 	}

@@ -47,6 +47,7 @@ type Link struct {
 	mac    types.MACAddress
 	mtu    int // IP bytes per frame
 	parse  parser
+	usual  usualHeader
 	hdr    int // bytes of the headers
 	peers  map[netip.AddrPort]struct{}
 	latest netip.AddrPort // of peers, looked at first
@@ -223,10 +224,8 @@ func (l *Link) TxFree(frames []softroce.Frame) {
 }
 
 func (l *Link) takeSlot(h uint64) Frame {
-	f := l.slots[h]
-	l.slots[h] = Frame{}
 	l.spare = append(l.spare, uint32(h))
-	return f
+	return l.slots[h]
 }
 
 // Tx writes the headers and transmits. A frame to a neighbour that has not said its
@@ -242,14 +241,14 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 			if h.hop != nil && !h.hop.known() {
 				break
 			}
-			p := l.slots[f.Handle]
+			p := &l.tx[n]
+			*p = l.slots[f.Handle]
 			h.put(p.Data, f.Len)
 			p.Len = l.hdr + f.Len
-			l.tx[n] = p
 		}
 		sent := l.port.TxBurst(l.tx[:n])
-		for i := range sent {
-			l.takeSlot(frames[done+i].Handle)
+		for i := range frames[done : done+sent] {
+			l.spare = append(l.spare, uint32(frames[done+i].Handle))
 		}
 		done += sent
 		if sent < n {
@@ -274,13 +273,19 @@ func (l *Link) Rx(frames []softroce.Frame) int {
 		l.tidy()
 	}
 	n := l.port.RxBurst(l.rx[:min(len(frames), linkBurst)])
+	if n == 0 && l.set == nil {
+		return 0
+	}
 	l.held, l.rxFrames = n, l.rxFrames+uint64(n)
 	l.pseudo = l.pseudo[:0]
 	l.answers = answersPerBurst
 	k := 0
 	for i := range n {
 		f := &l.rx[i]
-		if why := l.accept(f.Data[:f.Len], &frames[k]); why == accepted {
+		if payload := l.usual.payload(f.Data[:f.Len]); payload != nil {
+			frames[k] = softroce.Frame{Data: payload, Len: len(payload), Src: l.usual.src}
+			k++
+		} else if why := l.accept(f.Data[:f.Len], &frames[k]); why == accepted {
 			k++
 		} else if why == DropPort && l.set != nil && l.set.pass(l, f.Data[:f.Len]) {
 			continue
@@ -301,7 +306,11 @@ func (l *Link) accept(frame []byte, out *softroce.Frame) Drop {
 		return why
 	}
 	*out = softroce.Frame{Data: p.payload, Len: len(p.payload), Src: p.src}
-	if !p.canonical || !l.knows(p.src) {
+	if p.canonical && l.knows(p.src) {
+		if l.hdr == headerBytes4 && l.cfg.Local.Addr().Is4() {
+			l.usual.learn(frame, p.src)
+		}
+	} else {
 		at := len(l.pseudo)
 		l.pseudo = appendPseudo(l.pseudo, frame[l.parse.ip:], l.cfg.Local.Addr().Is4())
 		out.Pseudo = l.pseudo[at:]
@@ -340,6 +349,14 @@ func (l *Link) Arm() (idle bool) {
 		return a.Arm()
 	}
 	return true
+}
+
+// Watch implements softroce.Watcher.
+func (l *Link) Watch(ws []Watched) (_ []Watched, ok bool) {
+	if w, watches := l.port.(Watcher); watches && l.set == nil {
+		return w.Watch(ws)
+	}
+	return ws, false
 }
 
 // FD is the port's. A link that shares its device with others must be polled: what

@@ -3,7 +3,11 @@
 // user-space RoCEv2 engine to completion on a port.
 package dpdk
 
-import "net"
+import (
+	"net"
+
+	"github.com/millrace/millrace/netpoll"
+)
 
 // Port is one receive and one transmit queue of a poll-mode device. It has a single
 // owner: all methods run on one goroutine. A device with several queues is several
@@ -52,6 +56,15 @@ type LinkState interface {
 	// Up says whether frames can pass now. It may be called while another
 	// goroutine owns the port.
 	Up() bool
+}
+
+// Watched is netpoll's.
+type Watched = netpoll.Watched
+
+// Watcher is implemented by ports whose memory tells whether RxBurst would find frames;
+// see netpoll.Watcher.
+type Watcher interface {
+	Watch(ws []Watched) (_ []Watched, ok bool)
 }
 
 // Armer is implemented by ports whose Info().FD becomes readable only if asked for.

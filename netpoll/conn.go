@@ -29,7 +29,9 @@ type Conn struct {
 	dirty       bool // queued since the last flush; listed in loop.dirty
 	drainTimer  *Timer
 
-	counters connCounters
+	counts    ConnStats // the loop's own
+	shown     connCounters
+	uncounted bool // counts is ahead of shown; listed in loop.uncounted
 }
 
 type connState uint8
@@ -40,11 +42,30 @@ const (
 	connClosed
 )
 
+// connCounters are what was published last; see Loop.publish.
 type connCounters struct {
 	sentMessages, sentBytes, receivedMessages, receivedBytes, refused atomic.Uint64
 }
 
-// ConnStats counts messages and payload bytes since the connection opened.
+// count lists the connection for the next publish.
+func (c *Conn) count() {
+	if !c.uncounted {
+		c.uncounted = true
+		c.loop.uncounted = append(c.loop.uncounted, c)
+	}
+}
+
+func (c *Conn) publish() {
+	c.uncounted = false
+	c.shown.sentMessages.Store(c.counts.SentMessages)
+	c.shown.sentBytes.Store(c.counts.SentBytes)
+	c.shown.receivedMessages.Store(c.counts.ReceivedMessages)
+	c.shown.receivedBytes.Store(c.counts.ReceivedBytes)
+	c.shown.refused.Store(c.counts.Refused)
+}
+
+// ConnStats counts messages and payload bytes since the connection opened. They may
+// be 100 µs old.
 type ConnStats struct {
 	SentMessages, SentBytes, ReceivedMessages, ReceivedBytes uint64
 	Refused                                                  uint64 // Sends answered with ErrBackpressure
@@ -65,9 +86,9 @@ func (c *Conn) RemoteAddr() string { return c.remote }
 // Stats returns the counters. Any goroutine.
 func (c *Conn) Stats() ConnStats {
 	return ConnStats{
-		SentMessages: c.counters.sentMessages.Load(), SentBytes: c.counters.sentBytes.Load(),
-		ReceivedMessages: c.counters.receivedMessages.Load(), ReceivedBytes: c.counters.receivedBytes.Load(),
-		Refused: c.counters.refused.Load(),
+		SentMessages: c.shown.sentMessages.Load(), SentBytes: c.shown.sentBytes.Load(),
+		ReceivedMessages: c.shown.receivedMessages.Load(), ReceivedBytes: c.shown.receivedBytes.Load(),
+		Refused: c.shown.refused.Load(),
 	}
 }
 
@@ -97,13 +118,15 @@ func (c *Conn) Send(b *hugepages.Buf) error {
 	// the bound plus one message.
 	if c.queuedBytes >= c.loop.opts.MaxQueuedBytes || c.queuedMsgs >= c.loop.opts.MaxQueuedMessages {
 		c.blocked = true
-		c.counters.refused.Add(1)
+		c.counts.Refused++
+		c.count()
 		return ErrBackpressure
 	}
 	c.queuedBytes += n
 	c.queuedMsgs++
-	c.counters.sentMessages.Add(1)
-	c.counters.sentBytes.Add(uint64(n))
+	c.counts.SentMessages++
+	c.counts.SentBytes += uint64(n)
+	c.count()
 	if !c.dirty {
 		c.dirty = true
 		c.loop.dirty = append(c.loop.dirty, c)
@@ -208,12 +231,11 @@ func (e *Endpoint) IsClosed() bool { return e.conn.state == connClosed }
 func (e *Endpoint) Deliver(ms []Message) {
 	c := &e.conn
 	if c.state != connClosed {
-		var bytes uint64
 		for i := range ms {
-			bytes += uint64(ms[i].Len())
+			c.counts.ReceivedBytes += uint64(ms[i].Len())
 		}
-		c.counters.receivedMessages.Add(uint64(len(ms)))
-		c.counters.receivedBytes.Add(bytes)
+		c.counts.ReceivedMessages += uint64(len(ms))
+		c.count()
 		c.handler.OnMessages(c, ms)
 	}
 	for i := range ms {

@@ -90,6 +90,7 @@ type Loop struct {
 	atStop     map[*func()]struct{} // see AtStop
 	dirty      []*Conn              // queued something since the last flush
 	writable   []*Conn              // owed an OnWritable
+	uncounted  []*Conn              // counted something since the last publish
 	nextConnID uint64
 
 	mu        sync.Mutex
@@ -103,6 +104,7 @@ type Loop struct {
 	workAt  int64 // start of the last cycle in which a backend found work
 	yielded int64 // when other goroutines last had their turn
 	spareP  bool  // there are more Ps than this loop's
+	watch   spinner
 	// sockets says that nothing but TCP ever found work. Then arming costs nothing and
 	// blocking is the next look, so a loop with few messages needs no empty cycle
 	// before it blocks. With many, that cycle lets more gather.
@@ -359,7 +361,7 @@ func (l *Loop) Run() error {
 		} else if (work == 0 || l.sockets && l.idle.sparse()) && l.idle.mayPark(l.now) {
 			l.park()
 		} else if work == 0 {
-			pause()
+			l.spin()
 		}
 	}
 	return l.finish()

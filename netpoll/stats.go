@@ -73,6 +73,11 @@ func (l *Loop) publish() {
 	s.maxCycle.Store(c.maxCycle)
 	s.wake.Store(l.idle.wake)
 	s.spin.Store(l.idle.spin)
+	for _, c := range l.uncounted {
+		c.publish()
+	}
+	clear(l.uncounted)
+	l.uncounted = l.uncounted[:0]
 	for i := range l.backends {
 		b := &l.backends[i]
 		s.polls[i].valid.Store(b.valid)

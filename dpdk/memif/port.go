@@ -43,8 +43,10 @@ type Port struct {
 	rxBuffers        []byte
 
 	txNext, txSent uint16 // next slot to hand out, next slot to publish
+	txSeen         uint16 // the peer's index of the transmit ring as last read
 	txVoid         []bool // slots handed out, given back, and still in front of others
 	rxNext         uint16 // next slot to look at
+	rxSeen         uint16 // the peer's index of the receive ring as last read: slots before it are filled
 	rxFreed        uint16 // slots before it were given back
 	rxHead         uint16 // client: slots before it are on offer
 	rxDone         []bool // slots given back out of order
@@ -192,7 +194,7 @@ func (p *Port) AllocBurst(frames []dpdk.Frame) int {
 	if p.broken || !p.up.Load() {
 		return 0
 	}
-	n := min(len(frames), p.txRoom())
+	n := min(len(frames), p.txRoom(len(frames)))
 	for i := range n {
 		data := p.txBuffer(p.txNext)
 		if data == nil {
@@ -204,22 +206,32 @@ func (p *Port) AllocBurst(frames []dpdk.Frame) int {
 	return n
 }
 
-// txRoom is how many more slots can be handed out.
-func (p *Port) txRoom() int {
-	if p.role == Client {
-		unread := p.txSent - p.tx.tail()
-		if int(unread) > p.tx.slots {
-			p.distrust()
-			return 0
-		}
-		return p.tx.slots - int(unread) - int(p.txNext-p.txSent)
+// txRoom is how many more slots can be handed out. The peer's index, which lies on a
+// cache line that the peer writes, is read only when what it last said is less than wanted.
+func (p *Port) txRoom(want int) int {
+	if room := p.txRoomSeen(); room >= want {
+		return room
 	}
-	offered := p.tx.head() - p.txSent
-	if int(offered) > p.tx.slots {
+	var unread uint16 // client: sent and not consumed; server: on offer and not filled
+	if p.role == Client {
+		p.txSeen = p.tx.tail()
+		unread = p.txSent - p.txSeen
+	} else {
+		p.txSeen = p.tx.head()
+		unread = p.txSeen - p.txSent
+	}
+	if int(unread) > p.tx.slots {
 		p.distrust()
 		return 0
 	}
-	return int(offered) - int(p.txNext-p.txSent)
+	return p.txRoomSeen()
+}
+
+func (p *Port) txRoomSeen() int {
+	if p.role == Client {
+		return p.tx.slots - int(p.txNext-p.txSeen)
+	}
+	return int(p.txSeen - p.txNext)
 }
 
 // txBuffer is the buffer of slot i to write into; nil if the peer lied about it, or
@@ -270,14 +282,19 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 	}
 	n := at - p.txSent
 	p.txSent = at
+	var flags uint32
 	if p.role == Client {
-		p.tx.advanceHead(n)
+		flags = p.tx.advanceHead(n)
 	} else {
 		p.tx.setTail(at)
+		flags = p.tx.flags()
 	}
 	p.stats.TxFrames += uint64(len(frames))
 	p.stats.TxBursts++
-	if p.tx.wantsInterrupt() {
+	if flags&flagMaskInterrupt == 0 {
+		if flags&flagOnce != 0 {
+			p.tx.maskInterrupt()
+		}
 		p.stats.Kicks++
 		one := [8]byte{1}
 		_, _ = unix.Write(p.txEvent, one[:]) // fails only when a kick is pending already
@@ -324,18 +341,21 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 		p.rxHeld += got
 		p.stats.RxFrames += uint64(got)
 		p.stats.RxBursts++
+		p.publishIfMany()
+	} else {
+		p.publishFreed()
 	}
-	p.publishFreed()
 	return got
 }
 
 func (p *Port) rxAvailable() int {
-	var avail, most uint16
+	var most uint16
 	if p.role == Client {
-		avail, most = p.rx.tail()-p.rxNext, p.rxHead-p.rxNext
+		p.rxSeen, most = p.rx.tail(), p.rxHead-p.rxNext
 	} else {
-		avail, most = p.rx.head()-p.rxNext, uint16(p.rx.slots)-(p.rxNext-p.rxFreed)
+		p.rxSeen, most = p.rx.head(), uint16(p.rx.slots)-(p.rxNext-p.rxFreed)
 	}
+	avail := p.rxSeen - p.rxNext
 	if avail > most {
 		p.distrust()
 		return 0
@@ -375,10 +395,20 @@ func (p *Port) FreeBurst(frames []dpdk.Frame) {
 			p.txVoid[p.txNext&p.tx.mask] = false
 		}
 	}
-	p.publishFreed()
+	p.publishIfMany()
 }
 
 func (p *Port) giveBack(i uint16) { p.rxDone[i&p.rx.mask] = true }
+
+// publishIfMany leaves it to the next burst that finds nothing, or to Arm, to tell the
+// peer of freed slots, unless those that it cannot use are a quarter of the ring: telling
+// it takes an atomic operation on a cache line that both ends write, and a message should
+// not wait for that.
+func (p *Port) publishIfMany() {
+	if int(p.rxSeen-p.rxFreed) >= p.rx.slots/4 {
+		p.publishFreed()
+	}
+}
 
 // publishFreed lets the peer reuse the received slots that are done, in order.
 func (p *Port) publishFreed() {
@@ -402,6 +432,22 @@ func (p *Port) publishFreed() {
 	}
 }
 
+// Watch implements dpdk.Watcher: the peer's index of the receive ring.
+func (p *Port) Watch(ws []dpdk.Watched) (_ []dpdk.Watched, ok bool) {
+	if p.broken || !p.up.Load() {
+		return ws, true // Poll would find nothing either
+	}
+	w := dpdk.Watched{Word: p.rx.tailWord}
+	if p.role == Server {
+		w.Word = p.rx.flagsHead
+	}
+	w.Value = atomic.LoadUint32(w.Word)
+	if p.rxAvailable() > 0 { // since the last burst
+		w.Value = ^w.Value
+	}
+	return append(ws, w), true
+}
+
 // Arm asks the peer for a kick with the next packet, which makes Info().FD
 // readable, and reports whether the port is idle: false means that packets wait
 // already. The port stays armed until a burst finds packets.
@@ -412,8 +458,9 @@ func (p *Port) Arm() (idle bool) {
 		return true
 	}
 	drain(p.rxEvent)
+	p.publishFreed()
 	p.armed = true
-	p.rx.unmaskInterrupt()
+	p.rx.arm()
 	return p.rxAvailable() == 0
 }
 

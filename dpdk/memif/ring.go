@@ -16,7 +16,11 @@ const (
 	tailAt          = 64
 
 	flagMaskInterrupt = 1 // ring: the receiver polls, do not kick
-	descFlagNext      = 1 // descriptor: the packet goes on in the next one
+	// flagOnce, which is not the protocol's, says beside a cleared mask flag that one kick
+	// is enough and that the sender may set the mask flag: the receiver clears it each time
+	// before it sleeps. Other implementations ignore it, and kick with every burst.
+	flagOnce     = 2
+	descFlagNext = 1 // descriptor: the packet goes on in the next one
 )
 
 func ringBytes(slots int) int { return ringHeaderBytes + slots*descBytes }
@@ -45,13 +49,24 @@ func ringAt(mem []byte, off int, log2 uint8) ring {
 	}
 }
 
-func (r *ring) head() uint16         { return uint16(atomic.LoadUint32(r.flagsHead) >> 16) }
-func (r *ring) advanceHead(n uint16) { atomic.AddUint32(r.flagsHead, uint32(n)<<16) }
-func (r *ring) tail() uint16         { return uint16(atomic.LoadUint32(r.tailWord)) }
-func (r *ring) setTail(v uint16)     { atomic.StoreUint32(r.tailWord, uint32(v)) }
-func (r *ring) maskInterrupt()       { atomic.OrUint32(r.flagsHead, flagMaskInterrupt) }
-func (r *ring) unmaskInterrupt()     { atomic.AndUint32(r.flagsHead, ^uint32(flagMaskInterrupt)) }
-func (r *ring) wantsInterrupt() bool { return atomic.LoadUint32(r.flagsHead)&flagMaskInterrupt == 0 }
+func (r *ring) head() uint16     { return uint16(atomic.LoadUint32(r.flagsHead) >> 16) }
+func (r *ring) flags() uint32    { return atomic.LoadUint32(r.flagsHead) }
+func (r *ring) tail() uint16     { return uint16(atomic.LoadUint32(r.tailWord)) }
+func (r *ring) setTail(v uint16) { atomic.StoreUint32(r.tailWord, uint32(v)) }
+func (r *ring) maskInterrupt()   { atomic.OrUint32(r.flagsHead, flagMaskInterrupt) }
+
+// advanceHead moves the head and returns the flags as they were at that moment.
+func (r *ring) advanceHead(n uint16) (flags uint32) {
+	return atomic.AddUint32(r.flagsHead, uint32(n)<<16)
+}
+
+// arm asks for one kick.
+func (r *ring) arm() {
+	if atomic.LoadUint32(r.flagsHead)&flagOnce == 0 {
+		atomic.OrUint32(r.flagsHead, flagOnce)
+	}
+	atomic.AndUint32(r.flagsHead, ^uint32(flagMaskInterrupt))
+}
 
 // descriptor is a copy of one slot's descriptor, taken once.
 type descriptor struct {

@@ -1,0 +1,26 @@
+package rdma
+
+import "github.com/millrace/millrace/netpoll"
+
+// Watched is netpoll's.
+type Watched = netpoll.Watched
+
+// Watcher is what a device implements that knows which words of memory change when
+// something arrives; see netpoll.Watcher.
+type Watcher interface {
+	Watch(ws []Watched) (_ []Watched, ok bool)
+}
+
+// Watch implements netpoll.Watcher.
+func (el *EventLoop) Watch(ws []Watched) (_ []Watched, ok bool) {
+	for _, d := range el.active {
+		w, watches := d.dev.(Watcher)
+		if !watches {
+			return ws, false
+		}
+		if ws, ok = w.Watch(ws); !ok {
+			return ws, false
+		}
+	}
+	return ws, true
+}
