@@ -246,6 +246,18 @@ func (p *producer) due(seq uint64) time.Time {
 	return p.l.began.Add(time.Duration(n / p.l.spec.Rate * float64(time.Second)))
 }
 
+// shortestSleep is how long a producer sleeps at least: at a rate at which messages
+// fall due faster, a sleep between any two would cost more than they do. Those that
+// fell due meanwhile are then sent at once, and what they waited counts.
+const shortestSleep = 50 * time.Microsecond
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
 func (p *producer) openLoop(ctx context.Context) error {
 	now := time.Now()
 	for {
@@ -257,7 +269,7 @@ func (p *producer) openLoop(ctx context.Context) error {
 			if err := p.out.flush(); err != nil {
 				return err
 			}
-			now = sleepUntil(ctx, due)
+			now = sleepUntil(ctx, later(due, now.Add(shortestSleep)))
 		} else {
 			now = time.Now()
 		}

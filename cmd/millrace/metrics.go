@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/millrace/millrace/broker"
-	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/rdma"
@@ -25,15 +24,7 @@ type metrics struct{ registry *prometheus.Registry }
 func newMetrics(mem *memory) *metrics {
 	m := &metrics{prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	report := mem.arena.Report()
-	m.gauge("memory_bytes", "Memory of all messages, by what backs it.", prometheus.Labels{"backing": report.Backing.String()},
-		func() float64 { return float64(report.Bytes) })
-	for p := range hugepages.Purpose(hugepages.NumPurposes) {
-		labels := prometheus.Labels{"purpose": p.String()}
-		m.gauge("buffer_bytes", "Buffers in use.", labels, func() float64 { return float64(mem.pool.Stats().Purposes[p].Bytes) })
-		m.gauge("buffer_peak_bytes", "The most buffers that were in use.", labels, func() float64 { return float64(mem.pool.Stats().Purposes[p].PeakBytes) })
-	}
-	m.counter("buffer_exhausted_total", "Requests for a buffer that found none.", func() float64 { return float64(mem.pool.Stats().Exhausted) })
+	m.registry.MustRegister(newMemoryCollector(mem))
 	return m
 }
 

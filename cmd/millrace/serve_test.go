@@ -195,6 +195,49 @@ func TestCompress(t *testing.T) {
 	}
 }
 
+// A server's metrics show its memory: how much it may take, how much it took, and
+// what for.
+func TestMemoryMetrics(t *testing.T) {
+	broker, metrics := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir(), "--metrics", "127.0.0.1:0", "--memory", "64MiB")
+	if _, said, status := call(t, "x", "produce", "--to", broker, "--topic", "t"); status != 0 {
+		t.Fatal(said)
+	}
+	p := page(t, metrics)
+	limit := regexp.MustCompile(`millrace_memory_bytes\{backing="[^"]+"\} (\S+)`).FindStringSubmatch(p)
+	if limit == nil || limit[1] != "6.7108864e+07" {
+		t.Errorf("the limit is %q, want 64 MiB", limit)
+	}
+	if backed := metric(t, p, "millrace_memory_backed_bytes"); backed == 0 || backed > 32<<20 {
+		t.Errorf("%.0f bytes are backed after one message", backed)
+	}
+	for _, purpose := range []string{"receive", "send", "batch", "frame", "other"} {
+		metric(t, p, fmt.Sprintf(`millrace_buffer_bytes{purpose="%s"}`, purpose))
+	}
+	for name, least := range map[string]float64{
+		`millrace_buffer_peak_bytes{purpose="send"}`: 256, "millrace_memory_undivided_bytes": 1 << 20,
+		`millrace_buffer_slots{bytes="256"}`: 1, `millrace_buffer_free_slots{bytes="256"}`: 1, "millrace_buffer_exhausted_total": 0,
+	} {
+		if v := metric(t, p, name); v < least {
+			t.Errorf("%s is %.0f, want at least %.0f", name, v, least)
+		}
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for in, want := range map[string]string{"64MiB": "64MiB", "1024MiB": "1GiB", "65537KiB": "65537KiB", "7B": "7B", "0GiB": "0B"} {
+		var b byteSize
+		if err := b.Set(in); err != nil || b.String() != want {
+			t.Errorf("%s is %s, %v, want %s", in, b.String(), err, want)
+		}
+	}
+	for _, in := range []string{"", "64", "-1MiB", "1.5GiB", "9999999999999GiB", "MiB", "1TB", "99999999999999999999B"} {
+		var b byteSize
+		if err := b.Set(in); err == nil {
+			t.Errorf("%q is %s", in, b.String())
+		}
+	}
+}
+
 // A consumer that comes first waits for the topic, follows it and ends in order
 // when interrupted.
 func TestConsumeFollows(t *testing.T) {
@@ -260,6 +303,8 @@ func TestErrors(t *testing.T) {
 		"bad idle":             {args: []string{"proxy", "--idle", "x", "--broker", broker}, status: 2, say: "latency, balanced or efficient"},
 		"proxy without broker": {args: []string{"proxy"}, status: 2, say: "--broker URL"},
 		"metrics port in use":  {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir(), "--metrics", strings.TrimPrefix(broker, "tcp://")}, status: 1, say: "--metrics"},
+		"little memory":        {args: []string{"broker", "--data", t.TempDir(), "--memory", "1MiB"}, status: 2, say: "at least 32MiB"},
+		"bad memory":           {args: []string{"broker", "--data", t.TempDir(), "--memory", "lots"}, status: 2, say: "64MiB or 1GiB"},
 		"bad compression":      {args: []string{"produce", "--to", broker, "--topic", "t", "--compress", "gzip"}, status: 2, say: "s2 or zstd"},
 		"no topic":             {args: []string{"produce", "--to", broker}, status: 2, say: "--topic T"},
 		"bad topic":            {args: []string{"produce", "--to", broker, "--topic", "a/b"}, status: 1, say: "topic"},
