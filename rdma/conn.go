@@ -295,7 +295,6 @@ func (c *conn) settle() int {
 	}
 	n := c.deliver()
 	if c.shut {
-		c.el.releaseSpare()
 		return n
 	}
 	if c.failure != nil {
@@ -304,7 +303,13 @@ func (c *conn) settle() int {
 		}
 		return n + 1
 	}
-	c.topUp()
+	// What the handler sent leaves before receives are posted again, unless the peer would
+	// need a message of its own to hear of them.
+	if 2*(c.untold()+n+1) >= c.granted {
+		c.topUp()
+	} else {
+		c.el.later = append(c.el.later, c)
+	}
 	return n
 }
 

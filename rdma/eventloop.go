@@ -106,6 +106,7 @@ type EventLoop struct {
 	active   []*device        // with at least one connection
 	dirty    []*conn          // something to post
 	ready    []*conn          // something to deliver, to post again or to report
+	later    []*conn          // of these, to be granted receives behind the flush
 	starved  []*conn          // wait for pool memory
 	leaving  []*conn          // peer gone or device broken
 	holders  []*conn          // have more than one credit
@@ -288,6 +289,17 @@ func (el *EventLoop) settleReady() (work int) {
 	}
 	clear(el.ready)
 	el.ready = el.ready[:0]
+	if len(el.later) > 0 {
+		el.flush()
+		for _, c := range el.later {
+			if !c.shut {
+				c.topUp()
+			}
+		}
+		clear(el.later)
+		el.later = el.later[:0]
+	}
+	el.releaseSpare()
 	return work
 }
 

@@ -179,7 +179,6 @@ func (c *conn) topUp() {
 		}
 	}
 	c.setShare()
-	c.el.releaseSpare()
 }
 
 func (el *EventLoop) releaseSpare() {

@@ -263,13 +263,18 @@ func TestEventLoopPeerStops(t *testing.T) {
 // pinger bounces a message until left is zero.
 type pinger struct {
 	netpoll.BaseHandler
-	left int
-	done chan struct{}
+	left   int
+	done   chan struct{}
+	began  time.Time
+	rounds []time.Duration
 }
 
 func (p *pinger) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
 	for i := range ms {
 		if p.done != nil {
+			now := time.Now()
+			p.rounds = append(p.rounds, now.Sub(p.began))
+			p.began = now
 			if p.left--; p.left == 0 {
 				p.done <- struct{}{}
 				return
@@ -296,11 +301,11 @@ func BenchmarkRoundTrip(b *testing.B) {
 		b.Run(tc.name, func(b *testing.B) {
 			server := startLoop(b, tc.backend(), netpoll.Latency())
 			client := startLoop(b, tc.backend(), netpoll.Latency())
-			p := &pinger{done: make(chan struct{}, 1)}
+			p := &pinger{done: make(chan struct{}, 1), rounds: make([]time.Duration, 0, b.N)}
 			c := dial(b, client, listen(b, server, tc.url, &pinger{}), p)
 			b.ResetTimer()
 			if err := client.Do(func() {
-				p.left = b.N
+				p.left, p.began = b.N, time.Now()
 				if err := sendCopy(c, make([]byte, 128)); err != nil {
 					b.Error(err)
 				}
@@ -308,6 +313,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 				b.Fatal(err)
 			}
 			<-p.done
+			reportMedian(b, p.rounds)
 		})
 	}
 	b.Run("net", func(b *testing.B) { blockingTCP(b, addr) })
