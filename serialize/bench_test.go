@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 )
 
 // benchRecords are n records with lengths spread like log lines (around 130 B)
@@ -135,7 +136,7 @@ func BenchmarkCRC(b *testing.B) {
 }
 
 // workerBatches are records of a batch: log lines, 130 bytes each.
-var workerBatches = []int{4096, 16_384, 65_536}
+var workerBatches = []int{1024, 4096, 16_384, 65_536}
 
 // BenchmarkWorkers encodes batches that are large enough to be shared, and one
 // that is not.
@@ -254,4 +255,32 @@ func BenchmarkOutOfCache(b *testing.B) {
 		}
 	})
 	run("copy-batch", func(dst, src []byte, _ []Record) { copy(dst, src) })
+}
+
+// BenchmarkWorkersFromSleep encodes a batch now and then, when the helper sleeps:
+// from what size on is it worth waking?
+func BenchmarkWorkersFromSleep(b *testing.B) {
+	for _, n := range []int{1024, 16_384, 32_768, 65_536} {
+		rs := benchRecords(n, 130)
+		room := make([]byte, 2*payloadBytes(rs))
+		for workers := 1; workers <= runtime.GOMAXPROCS(0); workers *= 2 {
+			b.Run(fmt.Sprintf("%d/%d", n, workers), func(b *testing.B) {
+				e, err := NewEncoder(workers)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer e.Close()
+				var spent time.Duration
+				for b.Loop() {
+					time.Sleep(300 * time.Microsecond)
+					start := time.Now()
+					if _, err := e.Encode(room, rs); err != nil {
+						b.Fatal(err)
+					}
+					spent += time.Since(start)
+				}
+				b.ReportMetric(float64(spent.Nanoseconds())/float64(b.N), "ns/batch")
+			})
+		}
+	}
 }

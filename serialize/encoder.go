@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Encoder lays out records that are all there as one batch, with the help of
@@ -30,6 +31,7 @@ type Encoder struct {
 	p       parts
 	whole   layout
 	chunks  []chunk
+	wakes   bool // helpers that sleep are to be woken
 	starts  []int64
 	lens    []uint32 // of values, as measured
 	times   []int64  // timestamps, as measured
@@ -46,12 +48,14 @@ type Encoder struct {
 	wake     chan struct{}
 	stop     chan struct{}
 	stopped  sync.WaitGroup
+	ended    time.Time // of the last batch
 }
 
-// limits say when helpers are woken; tests lower them.
+// limits say when work is shared; tests lower them.
 type limits struct {
-	parallelBytes int // smallest payload that is shared
-	chunkRecords  int // most records in a chunk
+	shareBytes   int // smallest payload that is shared with helpers that are awake
+	wakeBytes    int // smallest payload that helpers are woken for, come what may
+	chunkRecords int // most records in a chunk
 }
 
 // chunk is what one worker does in one go.
@@ -62,15 +66,23 @@ type chunk struct {
 }
 
 const (
-	// parallelBytes: waking a parked thread takes 50 µs on a virtual machine, in
-	// which one core encodes half a megabyte.
-	parallelBytes = 1 << 20
+	// shareBytes: with a helper that is awake 64 KiB are shared at a gain; one that
+	// is not 12 µs late at the end of a batch is good enough.
+	shareBytes = 128 << 10
+	// wakeBytes: a thread that sleeps on a virtual machine wakes in 50 to 200 µs and
+	// then is slow for a while; batches of 4 MiB were measured to lose by it.
+	wakeBytes = 8 << 20
+	// streamGap: batches that follow each other this closely keep helpers awake, so
+	// that a wake-up serves all of them. It is less than a helper's idleRounds.
+	streamGap = 20 * time.Microsecond
 	// chunkRecords: a chunk of log lines is 130 KiB, which stays in a second-level
 	// cache.
 	chunkRecords = 1024
 	// chunksPerWorker: enough that a worker that starts late finds some left, and
-	// that the last one to finish does not keep the others long.
+	// that the last one to finish does not keep the others long. leastChunkBytes:
+	// less is not worth what a chunk costs, a third of a microsecond.
 	chunksPerWorker = 8
+	leastChunkBytes = 24 << 10
 	// idleRounds is how often a helper looks for chunks before it parks, each time
 	// for some 0.2 µs and then letting others run: some 30 µs in all.
 	idleRounds = 100
@@ -85,7 +97,7 @@ func NewEncoder(workers int) (*Encoder, error) {
 		return nil, fmt.Errorf("serialize: %d workers, want 1 to %d", workers, 1<<10)
 	}
 	e := &Encoder{
-		helpers: workers - 1, limits: limits{parallelBytes, chunkRecords},
+		helpers: workers - 1, limits: limits{shareBytes, wakeBytes, chunkRecords},
 		wake: make(chan struct{}, workers), stop: make(chan struct{}),
 	}
 	for range e.helpers {
@@ -126,16 +138,20 @@ func (e *Encoder) Encode(dst []byte, records []Record) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %d records need %d bytes, there are %d", ErrFull, n, p.end, len(e.dst))
 	}
 	e.run(write)
-	return e.finish(), nil
+	out := e.finish()
+	if e.helpers > 0 {
+		e.ended = time.Now()
+	}
+	return out, nil
 }
 
 // cut decides what the chunks are.
 func (e *Encoder) cut() {
 	n := len(e.records)
 	e.chunk = e.chunkRecords
-	if e.helpers > 0 && e.large() {
-		share := blocks((n + chunksPerWorker*(e.helpers+1) - 1) / (chunksPerWorker * (e.helpers + 1)))
-		e.chunk = min(e.chunk, share<<blockShift)
+	if bytes := e.typicalBytes(); e.shared(bytes * n) {
+		share := max(n/(chunksPerWorker*(e.helpers+1)), leastChunkBytes/max(1, bytes))
+		e.chunk = min(e.chunk, max(1, blocks(share))<<blockShift)
 	} else {
 		e.chunk = MaxRecords // one, for the caller
 	}
@@ -153,16 +169,26 @@ func (e *Encoder) cut() {
 	}
 }
 
-// large says whether the payload is worth waking somebody, judging by a few
-// records: the layout does not depend on the answer.
-func (e *Encoder) large() bool {
+// typicalBytes is what a record has, judging by a few.
+func (e *Encoder) typicalBytes() int {
 	const samples = 16
 	bytes := 0
 	for i := range samples {
 		r := &e.records[i*len(e.records)/samples]
 		bytes += len(r.Key) + len(r.Value) + len(r.Headers)
 	}
-	return bytes/samples*len(e.records) >= e.parallelBytes
+	return bytes / samples
+}
+
+// shared says whether helpers take part in a batch of so many bytes: if it is large
+// enough, and they are awake or worth waking. The layout does not depend on the
+// answer.
+func (e *Encoder) shared(bytes int) bool {
+	if e.helpers == 0 || bytes < e.shareBytes {
+		return false
+	}
+	e.wakes = bytes >= e.wakeBytes || time.Since(e.ended) < streamGap
+	return e.wakes || int(e.parked.Load()) < e.helpers
 }
 
 // The two phases of a batch. The lowest bit of a phase's number says which.
@@ -180,7 +206,7 @@ func (e *Encoder) run(which uint64) {
 	}
 	count := len(e.chunks)
 	e.ticket.Store(phase<<32 | uint64(count))
-	if count > 1 {
+	if count > 1 && which == measure && e.wakes {
 		for range min(int(e.parked.Load()), count-1) {
 			select {
 			case e.wake <- struct{}{}:

@@ -16,7 +16,7 @@ func newEncoder(t testing.TB, workers, chunkRecords int) *Encoder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e.limits = limits{0, chunkRecords}
+	e.limits = limits{0, 0, chunkRecords}
 	t.Cleanup(e.Close)
 	return e
 }
@@ -100,6 +100,7 @@ func TestEncoderWorkers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
+	e.wakeBytes = 1 << 20
 	rs := benchRecords(20_000, 130)
 	want := encode(t, 4<<20, rs...)
 	dst := make([]byte, len(want))
