@@ -13,7 +13,7 @@ import (
 )
 
 // load makes the program with a verdict that tells "matched" from "passed".
-func load(t *testing.T, m Match) *ebpf.Program {
+func load(t testing.TB, m Match) *ebpf.Program {
 	t.Helper()
 	sockets, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: 1})
 	need(t, err)
@@ -27,7 +27,7 @@ func load(t *testing.T, m Match) *ebpf.Program {
 }
 
 // need skips where AF_XDP cannot be had and fails for any other error.
-func need(t *testing.T, err error) {
+func need(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, unix.EPERM) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EAFNOSUPPORT) {
 		t.Skipf("no AF_XDP here: %v (needs root and a kernel with CONFIG_XDP_SOCKETS)", err)
@@ -38,7 +38,7 @@ func need(t *testing.T, err error) {
 }
 
 // frame is hexadecimal, spaces aside, padded to what the kernel takes.
-func frame(t *testing.T, s string) []byte {
+func frame(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
 	if err != nil {

@@ -3,6 +3,7 @@ package eal
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -58,14 +59,14 @@ func initArgs(args []string, cpus []int, hugepages bool) (full []string, private
 }
 
 // oneLine is libdpdk's log for an error message, without the page of options that it
-// prints with a wrong argument.
+// prints with a wrong argument, what it says of every machine, and repetitions.
 func oneLine(log string) string {
 	var keep []string
 	usage := false
 	for line := range strings.Lines(log) {
 		line = strings.TrimRight(line, "\n")
 		usage = (usage || strings.HasPrefix(line, "Usage: ")) && !strings.HasPrefix(line, "EAL: ")
-		if line != "" && !usage {
+		if line != "" && !usage && !strings.HasPrefix(line, "EAL: Detected ") && !slices.Contains(keep, line) {
 			keep = append(keep, line)
 		}
 	}

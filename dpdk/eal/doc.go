@@ -49,28 +49,6 @@ import (
 // ErrNotBuilt says that this binary has no libdpdk in it.
 var ErrNotBuilt = errors.New("dpdk/eal: this binary was built without libdpdk; install libdpdk-dev and gcc, then rebuild with `make build` (or `go build -tags dpdk`)")
 
-// Error is a failed call of libdpdk.
-type Error struct {
-	Op  string // function of libdpdk
-	Dev string // device, if any
-	Err error  // what the return value means
-	Log string // what libdpdk logged meanwhile
-}
-
-func (e *Error) Error() string {
-	s := "dpdk/eal: " + e.Op
-	if e.Dev != "" {
-		s += " " + e.Dev
-	}
-	s += ": " + e.Err.Error()
-	if e.Log != "" {
-		s += " (libdpdk: " + e.Log + ")"
-	}
-	return s
-}
-
-func (e *Error) Unwrap() error { return e.Err }
-
 // Options size a port. Zero values take the defaults.
 type Options struct {
 	MTU        int // IP bytes per frame; default the device's own (net_memif: what a frame has room for)

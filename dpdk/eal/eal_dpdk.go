@@ -113,7 +113,10 @@ func HeapBytes() uint64 {
 
 // cerror turns a negative return value of libdpdk into an error.
 func cerror(rc C.int) error {
-	if rc > -4096 && rc < -1 {
+	if rc == -1 {
+		return errors.New("it failed") // most of libdpdk's -1 are not EPERM
+	}
+	if rc > -4096 && rc < 0 {
 		if errno := unix.Errno(-rc); unix.ErrnoName(errno) != "" {
 			return errno
 		}

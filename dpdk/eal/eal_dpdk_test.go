@@ -18,10 +18,16 @@ import (
 // PeerKinds is what the external tests of this package start in other processes.
 var PeerKinds map[string]func() dpdk.Pairs
 
+// MistakeMain is what TestMistakes of the external tests does in other processes.
+var MistakeMain func(arg string) int
+
 func TestMain(m *testing.M) {
 	porttest.PeerMain(PeerKinds)
 	if fn := os.Getenv("MILLRACE_EAL_PEER"); fn != "" {
 		os.Exit(peerMain(fn))
+	}
+	if arg := os.Getenv("MILLRACE_EAL_MISTAKE"); arg != "" {
+		os.Exit(MistakeMain(arg))
 	}
 	code := m.Run()
 	if err := RemoveSocket(); err != nil {

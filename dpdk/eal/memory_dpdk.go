@@ -28,7 +28,13 @@ type frames struct {
 func (d *device) start(cfg *C.struct_mr_config) error {
 	var step *C.char
 	fail := func(rc C.int) error {
-		return &Error{Op: C.GoString(step), Dev: d.name, Err: cerror(rc), Log: Log()}
+		dev := d.name
+		if cfg.args != nil && cfg.memif_secret == nil {
+			if args := C.GoString(cfg.args); args != "" {
+				dev += "," + args
+			}
+		}
+		return &Error{Op: C.GoString(step), Dev: dev, Err: cerror(rc), Log: Log()}
 	}
 	Log()
 	var physical C.int

@@ -3,16 +3,14 @@
 package eal_test
 
 import (
-	"bytes"
-	"context"
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/dpdk"
 	"github.com/millrace/millrace/dpdk/eal"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 	"github.com/millrace/millrace/rdma"
 )
 
@@ -51,45 +49,14 @@ func TestNetworkEcho(t *testing.T) {
 			}
 			for range tc.servers {
 				server := loopOn(t, port+"&"+tc.here)
-				ln, err := server.Listen("dpdk://127.0.0.1:0", echo{})
+				ln, err := server.Listen("dpdk://127.0.0.1:0", looptest.Echo{})
 				if err != nil {
 					if strings.Contains(err.Error(), "fanout") {
 						t.Skip(err)
 					}
 					t.Fatal(err)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-				defer cancel()
-				k := &collect{got: make(chan []byte, 1), closed: make(chan error, 1)}
-				c, err := client.Dial(ctx, ln.URL(), k)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for i, n := range []int{1, 128, 4096, 100_000} {
-					want := bytes.Repeat([]byte{byte(i + 1)}, n)
-					if err := client.Do(func() {
-						buf, err := c.Alloc(n)
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						copy(buf.Bytes(), want)
-						if err := c.Send(buf); err != nil {
-							buf.Release()
-							t.Error(err)
-						}
-					}); err != nil {
-						t.Fatal(err)
-					}
-					select {
-					case got := <-k.got:
-						if !bytes.Equal(got, want) {
-							t.Fatalf("%d other bytes", len(got))
-						}
-					case <-ctx.Done():
-						t.Fatalf("%d bytes did not come back", n)
-					}
-				}
+				looptest.Dial(t, client, ln.URL(), 1, 128, 4096, 100_000)
 			}
 		})
 	}

@@ -3,20 +3,17 @@
 package eal_test
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/dpdk"
 	"github.com/millrace/millrace/dpdk/eal"
 	"github.com/millrace/millrace/dpdk/memif"
 	"github.com/millrace/millrace/dpdk/porttest"
-	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 	"github.com/millrace/millrace/rdma"
 )
 
@@ -62,44 +59,6 @@ func TestPairsConform(t *testing.T) {
 	}
 }
 
-type echo struct{ netpoll.BaseHandler }
-
-func (echo) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
-	for i := range ms {
-		b, err := c.Alloc(ms[i].Len())
-		if err != nil {
-			c.Close(err)
-			return
-		}
-		at := copy(b.Bytes(), ms[i].Data)
-		for _, s := range ms[i].Rest {
-			at += copy(b.Bytes()[at:], s.Data)
-		}
-		if err := c.Send(b); err != nil {
-			b.Release()
-			c.Close(err)
-			return
-		}
-	}
-}
-
-type collect struct {
-	netpoll.BaseHandler
-	got    chan []byte
-	closed chan error
-}
-
-func (k *collect) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
-	for i := range ms {
-		p := append([]byte{}, ms[i].Data...)
-		for _, s := range ms[i].Rest {
-			p = append(p, s.Data...)
-		}
-		k.got <- p
-	}
-}
-func (k *collect) OnClose(_ *netpoll.Conn, err error) { k.closed <- err }
-
 func startLoop(t *testing.T, pairs dpdk.Pairs) *netpoll.Loop {
 	t.Helper()
 	return startLoopOn(t, dpdk.NewEventLoop(pairs, rdma.EventLoopOptions{}))
@@ -107,29 +66,7 @@ func startLoop(t *testing.T, pairs dpdk.Pairs) *netpoll.Loop {
 
 func startLoopOn(t *testing.T, backend netpoll.Backend) *netpoll.Loop {
 	t.Helper()
-	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: 32 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := netpoll.NewLoop(netpoll.Options{
-		Pool: hugepages.NewPool(arena), Idle: netpoll.Balanced(),
-		Backends: []netpoll.Backend{backend},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	run := make(chan error, 1)
-	go func() { run <- l.Run() }()
-	t.Cleanup(func() {
-		l.Stop()
-		if err := <-run; err != nil {
-			t.Error(err)
-		}
-		if err := arena.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return l
+	return looptest.Start(t, netpoll.Options{Idle: netpoll.Balanced(), Backends: []netpoll.Backend{backend}})
 }
 
 // Messages of every size, there and back over dpdk://, between loops whose ports
@@ -139,47 +76,11 @@ func TestEventLoopEcho(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {
 			server, client := startLoop(t, kind.serving()), startLoop(t, kind.other())
-			ln, err := server.Listen("dpdk://127.0.0.1:0", echo{})
+			ln, err := server.Listen("dpdk://127.0.0.1:0", looptest.Echo{})
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			k := &collect{got: make(chan []byte, 64), closed: make(chan error, 1)}
-			c, err := client.Dial(ctx, ln.URL(), k)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for i, n := range []int{0, 1, 128, 4096, 8193, 100_000, 1 << 20, 5} {
-				want := bytes.Repeat([]byte{byte(i + 1)}, n)
-				if err := client.Do(func() {
-					b, err := c.Alloc(n)
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					copy(b.Bytes(), want)
-					if err := c.Send(b); err != nil {
-						b.Release()
-						t.Error(err)
-					}
-				}); err != nil {
-					t.Fatal(err)
-				}
-				select {
-				case got := <-k.got:
-					if !bytes.Equal(got, want) {
-						t.Fatalf("%d bytes: got %d others", n, len(got))
-					}
-				case err := <-k.closed:
-					t.Fatalf("closed: %v", err)
-				case <-time.After(10 * time.Second):
-					t.Fatalf("%d bytes did not come back", n)
-				}
-				if i%3 == 2 {
-					time.Sleep(20 * time.Millisecond)
-				}
-			}
+			looptest.Dial(t, client, ln.URL(), 0, 1, 128, 4096, 8193, 100_000, 1<<20, 5)
 		})
 	}
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <rte_eal.h>
 #include <rte_errno.h>
@@ -26,6 +27,7 @@ static struct {
 static ssize_t
 log_write(void *cookie, const char *buf, size_t n)
 {
+	int level = (int)rte_log_cur_msg_loglevel(); // 0 before the first message
 	size_t i;
 
 	(void)cookie;
@@ -34,8 +36,9 @@ log_write(void *cookie, const char *buf, size_t n)
 		logbuf.text[logbuf.end++ % LOG_BYTES] = buf[i];
 	pthread_mutex_unlock(&logbuf.mu);
 	// rte_panic() logs at this level and aborts: nobody will read the buffer.
-	if (rte_log_cur_msg_loglevel() <= (int)RTE_LOG_CRIT)
-		fwrite(buf, 1, n, stderr);
+	// Not to stderr, which may be this very stream (mr_eal_init).
+	if (level > 0 && level <= (int)RTE_LOG_CRIT && write(STDERR_FILENO, buf, n) < 0)
+		return (ssize_t)n; // nobody is left to be told
 	return (ssize_t)n;
 }
 

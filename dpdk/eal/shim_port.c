@@ -217,6 +217,10 @@ mr_port_attach(struct mr_port **ports, uint32_t n, const struct mr_config *c, in
 	}
 	if (c->args != NULL) {
 		*step = "rte_eal_hotplug_add";
+		// libdpdk takes it for attached, and a failure below would remove it from
+		// whoever has it.
+		if (rte_eth_dev_get_port_by_name(c->name, &id) == 0)
+			return -EEXIST;
 		ret = rte_eal_hotplug_add("vdev", c->name, c->args);
 		if (ret != 0)
 			return ret;
