@@ -1,6 +1,7 @@
 package roce
 
 import (
+	"bytes"
 	"hash/crc32"
 	"testing"
 )
@@ -54,6 +55,13 @@ func FuzzPacket(f *testing.F) {
 		masked[4] = 0xff
 		if got, want := Sum(nil, p), crc32.ChecksumIEEE(masked); got != want {
 			t.Fatalf("Sum = %08x, want %08x", got, want)
+		}
+		whole := NewICRC(make([]byte, pseudo4Len))
+		at := BTHLen + int(p[0])%(len(p)-BTHLen+1)
+		end := max(at, len(p)-int(p[1]&3))
+		dst := make([]byte, end-at)
+		if got, want := whole.SumCopy(p[:at], dst, p[at:end], p[end:]), whole.Sum(p); got != want || !bytes.Equal(dst, p[at:end]) {
+			t.Fatalf("SumCopy = %08x, want %08x", got, want)
 		}
 	})
 }

@@ -77,16 +77,25 @@ func NewICRC(pseudo []byte) ICRC {
 
 // Sum is the ICRC of a packet without its ICRC: BTH, extension headers, payload
 // and pad; at least BTHLen bytes.
-func (c *ICRC) Sum(packet []byte) uint32 {
-	u := uint(len(packet) + ICRCLen + udpLen)
-	s := c.state
+func (c *ICRC) Sum(packet []byte) uint32 { return sum(c.start(len(packet)), packet) }
+
+// SumCopy is the ICRC of a packet in pieces: its headers, at least BTHLen bytes, its
+// payload, and its pad. In the same pass it copies the payload to dst, which is as
+// long and does not overlap it.
+func (c *ICRC) SumCopy(headers, dst, payload, pad []byte) uint32 {
+	s, rest := sumStart(c.start(len(headers)+len(payload)+len(pad)), headers)
+	s = copySum(sumBytes(s, rest), dst, payload)
+	return ^sumBytes(s, pad)
+}
+
+// start is the state before a packet of n bytes without its ICRC.
+func (c *ICRC) start(n int) uint32 {
+	u := uint(n + ICRCLen + udpLen)
 	if c.v6 {
-		s ^= len6Hi[u>>8&0xff] ^ len6Lo[u&0xff]
-	} else {
-		ip := u + ipv4Len
-		s ^= ip4Hi[ip>>8&0xff] ^ ip4Lo[ip&0xff] ^ udp4Hi[u>>8&0xff] ^ udp4Lo[u&0xff]
+		return c.state ^ len6Hi[u>>8&0xff] ^ len6Lo[u&0xff]
 	}
-	return sum(s, packet)
+	ip := u + ipv4Len
+	return c.state ^ ip4Hi[ip>>8&0xff] ^ ip4Lo[ip&0xff] ^ udp4Hi[u>>8&0xff] ^ udp4Lo[u&0xff]
 }
 
 // Sum is the ICRC of a packet without its ICRC, at least BTHLen bytes, after a
@@ -96,17 +105,33 @@ func Sum(pseudo, packet []byte) uint32 {
 }
 
 // sumGeneric continues state (not inverted) over a packet with the BTH's fifth byte as
-// ones. The first eight bytes are done here, since the packet must not be changed,
-// and so is what hash/crc32's vector code would leave to its loop over bytes.
+// ones.
 func sumGeneric(s uint32, packet []byte) uint32 {
+	s, packet = sumStart(s, packet)
+	return ^sumPlain(s, packet)
+}
+
+// sumStart continues state over the first eight bytes of a packet, for which it may
+// not be changed, and gives the rest.
+func sumStart(s uint32, packet []byte) (uint32, []byte) {
 	h := (*BTH)(packet)
-	s = slice8(s^binary.LittleEndian.Uint32(h[0:]), binary.LittleEndian.Uint32(h[4:])|0xff)
-	p := packet[8:]
+	return slice8(s^binary.LittleEndian.Uint32(h[0:]), binary.LittleEndian.Uint32(h[4:])|0xff), packet[8:]
+}
+
+// copySumGeneric continues state over src, and copies it to dst.
+func copySumGeneric(s uint32, dst, src []byte) uint32 {
+	copy(dst, src)
+	return sumPlain(s, src)
+}
+
+// sumPlain continues state over p: what hash/crc32's vector code would leave to its
+// loop over bytes is done here.
+func sumPlain(s uint32, p []byte) uint32 {
 	if n := len(p) &^ 15; n >= vectorMin {
 		s = ^crc32.Update(^s, crc32.IEEETable, p[:n])
 		p = p[n:]
 	}
-	return ^sumBytes(s, p)
+	return sumBytes(s, p)
 }
 
 // sumBytes continues state over a few bytes.

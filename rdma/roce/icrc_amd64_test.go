@@ -45,7 +45,7 @@ func TestFoldConstants(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]uint64{
-		"fold64<>+0": power(4*128 + 32), "fold64<>+8": power(4*128 - 32), "fold48<>+0": power(3*128 + 32), "fold48<>+8": power(3*128 - 32), "fold32<>+0": power(2*128 + 32), "fold32<>+8": power(2*128 - 32),
+		"fold256<>+0": power(16*128 + 32), "fold256<>+8": power(16*128 - 32), "fold64<>+0": power(4*128 + 32), "fold64<>+8": power(4*128 - 32), "fold48<>+0": power(3*128 + 32), "fold48<>+8": power(3*128 - 32), "fold32<>+0": power(2*128 + 32), "fold32<>+8": power(2*128 - 32),
 		"fold16<>+0": power(128 + 32), "fold16<>+8": power(128 - 32),
 		"fold8<>+0": power(64), "barrett<>+0": bits.Reverse64(0x104c11db7) >> 31, "barrett<>+8": bits.Reverse64(mu) >> 31,
 	} {

@@ -156,3 +156,16 @@ func BenchmarkICRC(b *testing.B) {
 		})
 	}
 }
+
+func BenchmarkSumCopy(b *testing.B) {
+	c := NewICRC(AppendPseudo(nil, netip.MustParseAddrPort("10.1.2.3:4791"), netip.MustParseAddrPort("10.3.2.1:4791")))
+	for _, n := range []int{256, 512, 1024, 4096} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			head, dst, p := make([]byte, BTHLen), make([]byte, n), make([]byte, n)
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				sink = c.SumCopy(head, dst, p, nil)
+			}
+		})
+	}
+}

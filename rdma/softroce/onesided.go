@@ -260,13 +260,14 @@ func (q *queuePair) lostMemory() {
 func (q *queuePair) sendAnswer(f *Frame) {
 	w := q.answers.first()
 	b := f.Data
-	op, n, pad, last := roce.AtomicAcknowledge, roce.BTHLen+roce.AETHLen, 0, true
+	op, n, last := roce.AtomicAcknowledge, roce.BTHLen+roce.AETHLen, true
+	var data []byte
 	switch {
 	case w.atomic:
 		(*roce.AtomicAckETH)(b[n:]).Put(w.orig)
 		n += roce.AtomicAckETHLen
 	default:
-		data := w.data
+		data = w.data
 		if last = len(data) <= q.mtu; !last {
 			data = data[:q.mtu]
 		}
@@ -280,17 +281,14 @@ func (q *queuePair) sendAnswer(f *Frame) {
 		default:
 			op, n = roce.ReadResponseMiddle, roce.BTHLen
 		}
-		n += copy(b[n:], data)
-		for pad = -len(data) & 3; n%4 != 0; n++ {
-			b[n] = 0
-		}
 		w.data = w.data[len(data):]
 	}
+	pad := -len(data) & 3
 	(*roce.BTH)(b).Put(op, pad, q.peerQPN, false, w.psn)
 	if op != roce.ReadResponseMiddle {
 		(*roce.AETH)(b[roce.BTHLen:]).Put(roce.SyndromeACK, w.msn)
 	}
-	q.seal(f, n)
+	q.sealWith(f, n, data, pad)
 	q.dev.stats.AnswersSent++
 	if last {
 		q.answers.dropFirst()

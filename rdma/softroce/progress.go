@@ -300,7 +300,7 @@ func (d *Device) packet(f *Frame, now int64) {
 		s.DropPKey++
 		return
 	}
-	covered := p[:len(p)-roce.ICRCLen]
+	headers, data, covered := p[:op.HeaderLen()], p[op.HeaderLen():body], p[:len(p)-roce.ICRCLen]
 	var sum uint32
 	if f.Pseudo != nil {
 		sum = roce.Sum(f.Pseudo, covered)
@@ -308,13 +308,22 @@ func (d *Device) packet(f *Frame, now int64) {
 		if f.Src.Port() != q.rxPort {
 			q.setRxPort(f.Src.Port())
 		}
-		sum = q.rxCRC.Sum(covered)
+		var at []byte
+		if len(data) >= fuseMin && props&roce.IsSend != 0 && h.PSN() == q.expected {
+			at = q.landing(props, len(data))
+		}
+		if at != nil {
+			sum = q.rxCRC.SumCopy(headers, at, data, covered[body:])
+			data = at
+		} else {
+			sum = q.rxCRC.Sum(covered)
+		}
 	}
 	if !d.sums(f, p, sum) {
 		s.DropICRC++
 		return
 	}
-	switch data := p[op.HeaderLen():body]; {
+	switch {
 	case op == roce.Acknowledge:
 		q.acknowledge((*roce.AETH)(p[roce.BTHLen:]), h.PSN(), now)
 	case props&roce.IsResponse != 0:

@@ -63,6 +63,14 @@ func (s *sharedQueue) SetLimit(limit int) error {
 	return nil
 }
 
+// first is the receive that take would move; nil if there is none.
+func (s *sharedQueue) first() *recvWQE {
+	if s.head == s.tail {
+		return nil
+	}
+	return &s.ring[int(s.head)&(len(s.ring)-1)]
+}
+
 // take moves the first receive to e, if there is one.
 func (s *sharedQueue) take(e *recvWQE) bool {
 	if s.head == s.tail {
