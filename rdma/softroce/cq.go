@@ -50,7 +50,7 @@ func (c *completionQueue) Poll(wcs []rdma.WC) int {
 func (c *completionQueue) Arm() error {
 	c.dev.flush = true
 	if a, ok := c.dev.link.(Armer); ok {
-		a.Arm() // the caller polls once more anyway
+		c.dev.restless = !a.Arm()
 	}
 	return nil
 }

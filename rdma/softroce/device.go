@@ -128,6 +128,7 @@ type Device struct {
 	flushable           bool // later has an acknowledgement that was asked for
 	blocked             bool // some queue pair waits for room in a completion queue
 	starved             bool // the link refused frames in this Progress
+	restless            bool // the link's descriptor would not end a sleep
 	now                 int64
 	nextTimer           int64 // no timer of a queue pair expires before
 	armed               int   // queue pairs with a running timer

@@ -37,7 +37,7 @@ type Link interface {
 
 // Armer is implemented by a Link whose FD becomes readable only if asked for. Arm
 // asks for it, once, and reports whether the link is idle: false means that Rx
-// would find packets already.
+// would find packets already, or that FD will not tell.
 type Armer interface {
 	Arm() (idle bool)
 }

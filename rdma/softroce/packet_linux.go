@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/millrace/millrace/internal/rtnetlink"
+	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
 
@@ -43,6 +44,7 @@ type PacketLink struct {
 	sink    int // UDP socket that keeps the kernel from refusing what comes for the link
 	attr    LinkAttr
 	tx      txPool
+	wake    wake
 	lo      int // index of the loopback device
 	started time.Time
 
@@ -82,8 +84,11 @@ func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error
 			l, err = nil, fmt.Errorf("softroce: packet link on %s at %v: %w", netdev, addr, errors.Join(err, l.Close()))
 		}
 	}()
-	l = &PacketLink{sink: -1, started: time.Now()}
+	l = &PacketLink{sink: -1, started: time.Now(), wake: wake{ep: -1}}
 	l.sock.fd = -1
+	if err := l.wake.open(); err != nil {
+		return l, err
+	}
 	ip := addr.Addr().Unmap()
 	if netdev == "" {
 		ifc, err := interfaceOf(ip)
@@ -332,17 +337,38 @@ func (l *PacketLink) Tx(frames []Frame) int {
 
 // Rx implements Link. A frame's Pseudo is nil where its headers are those of Path for
 // the way back.
-func (l *PacketLink) Rx(frames []Frame) int { return l.sock.receive(frames) }
+func (l *PacketLink) Rx(frames []Frame) int {
+	if l.wake.spinning() {
+		l.wake.unwatch(l.sock.fd)
+		l.wake.on = false
+	}
+	return l.sock.receive(frames)
+}
 
 // RxFree implements Link.
 func (l *PacketLink) RxFree([]Frame) { l.sock.giveBack() }
 
 // FD implements Link.
-func (l *PacketLink) FD() int { return l.sock.fd }
+func (l *PacketLink) FD() int { return l.wake.ep }
+
+// Arm implements Armer.
+func (l *PacketLink) Arm() (idle bool) {
+	l.wake.looks = 0
+	l.wake.on = l.wake.on || l.wake.watch(l.sock.fd) == nil
+	return l.wake.on
+}
+
+// Watch implements Watcher.
+func (l *PacketLink) Watch(ws []rdma.Watched) (_ []rdma.Watched, ok bool) {
+	if len(l.sock.rest) > 0 {
+		return ws, false
+	}
+	return l.sock.ring.watch(ws)
+}
 
 // Close implements Link.
 func (l *PacketLink) Close() error {
-	err := l.sock.close()
+	err := errors.Join(l.sock.close(), l.wake.close())
 	if l.sink >= 0 {
 		err = errors.Join(err, os.NewSyscallError("close", unix.Close(l.sink)))
 		l.sink = -1

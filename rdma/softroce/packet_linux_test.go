@@ -516,6 +516,9 @@ func TestPacketDescriptorWakes(t *testing.T) {
 	b.postRecvs(t, 2)
 	fds := []unix.PollFd{{Fd: int32(b.dev.FD()), Events: unix.POLLIN}}
 	for i := range 2 {
+		if err := b.cq.Arm(); err != nil {
+			t.Fatal(err)
+		}
 		for w := 1; w != 0; {
 			w, _ = b.dev.Progress(monotonic())
 		}

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/millrace/millrace/rdma"
 )
 
 const (
@@ -82,6 +84,19 @@ func (r *packetRing) take() (slot []byte, status uint32, ok bool) {
 	}
 	r.held++
 	return slot, status, true
+}
+
+// watch appends the word that changes when the kernel fills a slot; ok is false if
+// there is none that it could fill.
+func (r *packetRing) watch(ws []rdma.Watched) (_ []rdma.Watched, ok bool) {
+	if r.held == r.slots {
+		return ws, false
+	}
+	w := rdma.Watched{Word: slotStatus(r.slot(r.next))}
+	if w.Value = atomic.LoadUint32(w.Word); w.Value&unix.TP_STATUS_USER != 0 { // since the last take
+		w.Value = ^w.Value
+	}
+	return append(ws, w), true
 }
 
 // give hands all slots back but the last keep that were taken.

@@ -35,7 +35,7 @@ type UDPLink struct {
 	attr LinkAttr
 	rcv  int // receive buffer as granted, bytes
 	zone uint32
-	fd   int // what FD returns
+	wake wake
 
 	sockets []*udpSocket // those in use: the one for all, then the connected ones
 	hot     *udpSocket   // of them, the one that received last
@@ -74,11 +74,14 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 		return nil, err
 	}
 	l := &UDPLink{zone: zone, sinkFD: -1, peers: map[netip.AddrPort]*udpPeer{}}
+	if err := l.wake.open(); err != nil {
+		return nil, err
+	}
 	fd, trains, err := openUDP(netip.AddrPortFrom(ip, addr.Port()), zone, false)
 	if err != nil {
-		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, err)
+		return nil, fmt.Errorf("softroce: UDP link at %v: %w", addr, errors.Join(err, l.wake.close()))
 	}
-	l.hot, l.fd = &udpSocket{fd: fd}, fd
+	l.hot = &udpSocket{fd: fd}
 	l.sockets = []*udpSocket{l.hot}
 	local, err := localAddr(fd)
 	if err == nil {
@@ -326,6 +329,9 @@ func (l *UDPLink) Rx(frames []Frame) int {
 	if n := l.sock.hand(frames); n > 0 {
 		return n
 	}
+	if l.wake.spinning() {
+		l.unwatch()
+	}
 	if s := l.another(); s != nil && l.sock.take(s) {
 		l.hot = s
 		return l.sock.hand(frames)
@@ -340,14 +346,32 @@ func (l *UDPLink) Rx(frames []Frame) int {
 func (l *UDPLink) RxFree([]Frame) {}
 
 // FD implements Link.
-func (l *UDPLink) FD() int { return l.fd }
+func (l *UDPLink) FD() int { return l.wake.ep }
 
-// Arm implements Armer: whichever socket ends the sleep, the next looks find it.
-func (l *UDPLink) Arm() bool {
+// Arm implements Armer. Whichever socket ends the sleep, the next looks find it.
+func (l *UDPLink) Arm() (idle bool) {
+	l.wake.looks = 0
 	for _, s := range l.sockets {
 		s.misses = min(s.misses, coldMisses-1)
 	}
+	if l.wake.on {
+		return true
+	}
+	for _, s := range l.sockets {
+		if l.wake.watch(s.fd) != nil { // then the loop must not sleep
+			l.unwatch()
+			return false
+		}
+	}
+	l.wake.on = true
 	return true
+}
+
+func (l *UDPLink) unwatch() {
+	for _, s := range l.sockets {
+		l.wake.unwatch(s.fd)
+	}
+	l.wake.on = false
 }
 
 // Close implements Link.
@@ -364,5 +388,5 @@ func (l *UDPLink) Close() error {
 	for _, fd := range fds {
 		err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 	}
-	return errors.Join(err, l.closeSpares())
+	return errors.Join(err, l.closeSpares(), l.wake.close())
 }

@@ -71,17 +71,12 @@ func (l *UDPLink) openSpares() (err error) {
 		return err
 	}
 	l.sink = l.newPeer(at)
-	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	l.fd = ep
 	// All that share a port must say so, the first one too, but only while the others
 	// join it: nobody else may.
 	share := func(yes int) error {
 		return os.NewSyscallError("setsockopt", unix.SetsockoptInt(all, unix.SOL_SOCKET, unix.SO_REUSEPORT, yes))
 	}
-	if err := errors.Join(share(1), l.watch(all)); err != nil {
+	if err := share(1); err != nil {
 		return err
 	}
 	for range maxConnected {
@@ -91,7 +86,7 @@ func (l *UDPLink) openSpares() (err error) {
 		}
 		s := &udpSocket{fd: fd, peer: l.sink}
 		l.spare = append(l.spare, s)
-		if err := errors.Join(l.point(s, l.sink), l.watch(fd)); err != nil {
+		if err := l.point(s, l.sink); err != nil {
 			return err
 		}
 	}
@@ -99,10 +94,6 @@ func (l *UDPLink) openSpares() (err error) {
 		return err
 	}
 	return l.checkCounting()
-}
-
-func (l *UDPLink) watch(fd int) error {
-	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.fd, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}))
 }
 
 // closeSpares closes what openSpares opened and what is not in use.
@@ -201,6 +192,9 @@ func (l *UDPLink) connect(p *udpPeer) {
 	l.spare = l.spare[:n-1]
 	p.socket = s
 	s.idle, s.misses = true, 0
+	if l.wake.on {
+		l.unwatch() // and all anew before the loop sleeps again
+	}
 	l.sockets = append(l.sockets, s)
 	l.hot = s
 	l.count(p)
@@ -213,6 +207,9 @@ func (l *UDPLink) disconnect(p *udpPeer) {
 		return
 	}
 	p.socket, p.counted = nil, false
+	if l.wake.on {
+		l.unwatch()
+	}
 	for i := range l.sockets {
 		if l.sockets[i] == s {
 			l.sockets = append(l.sockets[:i], l.sockets[i+1:]...)
