@@ -27,7 +27,8 @@ type ClientConfig struct {
 	Backends []netpoll.Backend
 	// Idle is the loop's idle policy. Default netpoll.Balanced().
 	Idle netpoll.IdlePolicy
-	// Pool supplies all buffers. Default: an arena of 128 MiB of its own.
+	// Pool supplies all buffers; see Config.Pool. Default: an elastic arena of up to
+	// 128 MiB of its own.
 	Pool *hugepages.Pool
 	// MaxMessageBytes is the largest message in either direction, and the largest
 	// batch that Consume decompresses; see Config.MaxMessageBytes. Default 4 MiB.
@@ -54,6 +55,7 @@ type ClientConfig struct {
 type Client struct {
 	host    *host
 	link    *link
+	trim    *trimmer
 	closing atomic.Bool
 }
 
@@ -77,7 +79,7 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, errors.Join(err, stopNow(h))
 	}
-	c := &Client{host: h, link: l}
+	c := &Client{host: h, link: l, trim: newTrimmer(h.loop, h.pool)}
 	first := make(chan error, 1)
 	tell := func(err error) {
 		select {
@@ -113,6 +115,7 @@ func (c *Client) cycleEnd(now int64) (deadline int64) {
 		}
 	})
 	c.link.flush(now)
+	c.trim.cycleEnd()
 	deadline = c.link.deadline()
 	for _, la := range c.link.order {
 		if la.inbox == nil {

@@ -17,6 +17,7 @@ import (
 type forwarder struct {
 	link    *link
 	checker checker
+	trim    *trimmer
 	acked   []*Session // have acknowledgements to send
 	blocked []*Session // have requests that the link did not take
 	spare   []*forwardedProduce
@@ -28,7 +29,7 @@ type forwarder struct {
 }
 
 func newForwarder(l *link) *forwarder {
-	f := &forwarder{link: l, checker: checker{limit: l.maxFrame - frameOverhead}}
+	f := &forwarder{link: l, trim: newTrimmer(l.loop, l.pool), checker: checker{limit: l.maxFrame - frameOverhead}}
 	l.onRoom = f.room
 	return f
 }
@@ -71,6 +72,7 @@ func (f *forwarder) cycleEnd(now int64) (deadline int64) {
 	}
 	clear(f.acked)
 	f.acked = f.acked[:0]
+	f.trim.cycleEnd()
 	return f.link.deadline()
 }
 

@@ -180,7 +180,7 @@ func (la *lane) appendBatch(m *netpoll.Message, batch serialize.Info, records *s
 		return l.unreachable()
 	}
 	l.touched = true
-	if batch.Compression == serialize.None && batch.Bytes <= l.batch.MaxBatchBytes/passShare {
+	if batch.Compression == serialize.None && l.gathers(batch) {
 		err := la.batcher.Reserve(batch.Records, records.PayloadBytes())
 		if err == nil {
 			la.appendRecords(records, reply)
@@ -238,8 +238,12 @@ func ownBuffer(m *netpoll.Message, frame []byte) bool {
 	return b.Refs() == 1 && b.Headroom() >= minBackendHeadroom && b.Len() == len(frame) && unsafe.SliceData(b.Bytes()) == unsafe.SliceData(frame)
 }
 
-// passShare: a batch of at least 1/4 of the size at which ours close gains
-// nothing from being taken apart.
+// gathers says that a batch is worth taking apart: one of at least 1/4 of the
+// bytes or records at which ours close gains nothing from it.
+func (l *link) gathers(b serialize.Info) bool {
+	return b.Bytes <= l.batch.MaxBatchBytes/passShare && b.Records*passShare <= l.batch.MaxBatchRecords
+}
+
 const passShare = 4
 
 // appendRecords appends what was reserved.

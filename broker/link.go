@@ -75,6 +75,8 @@ const (
 	maxLanes = 256
 	// defaultBatchBytes is a size class of hugepages.
 	defaultBatchBytes = 128 << 10
+	// defaultBatchRecords is the batcher's default.
+	defaultBatchRecords = 2048
 )
 
 // call is a request without an answer.
@@ -128,6 +130,7 @@ func newLink(h *host, c linkConfig) (*link, error) {
 			return nil, err
 		}
 	}
+	defaultTo(&l.batch.MaxBatchRecords, defaultBatchRecords)
 	// What is wrong with the rest shows now and not with the first record.
 	o := l.batch
 	o.Pool = h.pool

@@ -61,7 +61,7 @@ func (s loopScheduler) After(d time.Duration, fn func()) (stop func()) {
 	return func() { t.Stop() }
 }
 
-// poolBytes is the arena of a server, proxy or client that is not given a pool:
+// poolBytes is the limit of the arena of a server, proxy or client that is not given a pool:
 // the receive buffers of its connections, answers under way, and batches that
 // wait for the disk (16 MiB) or the link.
 const poolBytes = 128 << 20
@@ -71,7 +71,7 @@ func ownPool(pool *hugepages.Pool) (*hugepages.Pool, func() error, error) {
 	if pool != nil {
 		return pool, func() error { return nil }, nil
 	}
-	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: poolBytes})
+	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: poolBytes, Elastic: true})
 	if err != nil {
 		return nil, nil, fmt.Errorf("broker: memory: %w", err)
 	}

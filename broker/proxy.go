@@ -26,7 +26,8 @@ type ProxyConfig struct {
 	Backends []netpoll.Backend
 	// Idle is the loop's idle policy. Default netpoll.Balanced().
 	Idle netpoll.IdlePolicy
-	// Pool supplies all buffers. Default: an arena of 128 MiB of its own.
+	// Pool supplies all buffers; see Config.Pool. Default: an elastic arena of up to
+	// 128 MiB of its own.
 	Pool *hugepages.Pool
 	// MaxMessageBytes is the largest message in either direction; see
 	// Config.MaxMessageBytes. Default 4 MiB.

@@ -30,7 +30,8 @@ type Config struct {
 	Backends []netpoll.Backend
 	// Idle is the loop's idle policy. Default netpoll.Balanced().
 	Idle netpoll.IdlePolicy
-	// Pool supplies all buffers. Default: an arena of 128 MiB of its own.
+	// Pool supplies all buffers. If its arena is elastic, what a burst took goes back
+	// to the system seconds later. Default: an elastic arena of up to 128 MiB of its own.
 	Pool *hugepages.Pool
 	// MaxMessageBytes is the largest message in either direction, and so, less 256
 	// bytes, the largest batch. Default 4 MiB.
@@ -51,6 +52,7 @@ type Server struct {
 	freePool func() error
 	loop     *netpoll.Loop
 	core     *Core
+	trim     *trimmer
 	urls     []string
 	ran      chan error
 }
@@ -105,7 +107,8 @@ func (s *Server) Start() error {
 		Store: s.store, Pool: s.pool, Scheduler: loopScheduler{loop}, MaxFrameBytes: s.cfg.MaxMessageBytes, Logger: s.cfg.Logger,
 	})
 	if err == nil {
-		loop.AtCycleEnd(func(int64) int64 { core.Commit(); return 0 })
+		s.trim = newTrimmer(loop, s.pool)
+		loop.AtCycleEnd(func(int64) int64 { core.Commit(); s.trim.cycleEnd(); return 0 })
 	}
 	s.loop, s.core, s.ran = loop, core, make(chan error, 1)
 	go func() { s.ran <- loop.Run() }()

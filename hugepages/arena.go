@@ -103,6 +103,13 @@ func (a *Arena) Bytes() []byte {
 	return a.mem
 }
 
+// Len is how long the arena is in bytes, 0 once closed. Any goroutine.
+func (a *Arena) Len() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.mem)
+}
+
 // Report says which pages the arena has, and why not better ones.
 func (a *Arena) Report() Report { return a.report }
 

@@ -77,6 +77,22 @@ func (a *Arena) backedBytes() int {
 	return min(a.backed.n*a.backed.unit, len(a.mem))
 }
 
+// BackedBytes is how much of the arena has been taken from the system: all of it,
+// unless the arena is elastic. Any goroutine.
+func (a *Arena) BackedBytes() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.backedBytes()
+}
+
+// Elastic reports whether the arena can give memory back: it was made so, and no
+// device was shown it. Any goroutine.
+func (a *Arena) Elastic() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.backed != nil && !a.backed.kept
+}
+
 // Trim gives chunks of which every slot is free back to the arena, and the pages
 // that are free then, of all its pools, back to the system. It returns how many
 // bytes those were: 0 unless the arena is Elastic and no device was shown it

@@ -216,3 +216,39 @@ func nodeOf(mem []byte) (int, error) {
 	}
 	return int(node), nil
 }
+
+func TestLocalNodes(t *testing.T) {
+	two := map[string]string{onlineNodes: "0-1\n", "/sys/devices/system/node/node0/cpulist": "0-3,8-11\n", "/sys/devices/system/node/node1/cpulist": "4-7,12-15\n"}
+	far := map[string]string{onlineNodes: "0,2\n", "/sys/devices/system/node/node0/cpulist": "0-1\n", "/sys/devices/system/node/node2/cpulist": "\n"}
+	for name, tc := range map[string]struct {
+		files map[string]string
+		cpus  []int
+		want  []int
+	}{
+		"all CPUs":          {two, []int{0, 1, 4, 15}, nil},
+		"CPUs of one":       {two, []int{5, 12}, []int{1}},
+		"memory alone":      {far, []int{0, 1}, []int{0}},
+		"it does not tell":  {nil, []int{0}, nil},
+		"nonsense":          {map[string]string{onlineNodes: "0-x"}, []int{0}, nil},
+		"no list of a node": {map[string]string{onlineNodes: "0-1"}, []int{0}, nil},
+	} {
+		s := system{readFile: func(name string) ([]byte, error) {
+			if f, ok := tc.files[name]; ok {
+				return []byte(f), nil
+			}
+			return nil, unix.ENOENT
+		}}
+		if got := s.localNodes(func(cpu int) bool { return slices.Contains(tc.cpus, cpu) }); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: nodes %v, want %v", name, got, tc.want)
+		}
+	}
+	if nodes := LocalNodes(); nodes != nil {
+		a, err := NewArena(ArenaOptions{Bytes: 1 << 20, Nodes: nodes})
+		if err != nil {
+			t.Fatalf("an arena on nodes %v: %v", nodes, err)
+		}
+		if err := a.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

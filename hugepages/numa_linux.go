@@ -16,6 +16,9 @@ const onlineNodes = "/sys/devices/system/node/online"
 // maxNodes is the largest MAX_NUMNODES of a kernel (CONFIG_NODES_SHIFT 10).
 const maxNodes = 1024
 
+// maxListed is more than any kernel's nodes and CPUs.
+const maxListed = 1 << 16
+
 // mpolBind is MPOL_BIND of include/uapi/linux/mempolicy.h.
 const mpolBind = 2
 
@@ -54,21 +57,61 @@ func (s system) nodes() (nodes []int, known bool) {
 	if err != nil {
 		return nil, false
 	}
-	for part := range strings.SplitSeq(strings.TrimSpace(string(b)), ",") {
+	return parseList(string(b))
+}
+
+// parseList reads what the kernel writes as "0-1,4", nothing for an empty list.
+func parseList(s string) (numbers []int, ok bool) {
+	if s = strings.TrimSpace(s); s == "" {
+		return nil, true
+	}
+	for part := range strings.SplitSeq(s, ",") {
 		from, to, isRange := strings.Cut(part, "-")
 		if !isRange {
 			to = from
 		}
 		lo, err1 := strconv.Atoi(from)
 		hi, err2 := strconv.Atoi(to)
-		if err1 != nil || err2 != nil || lo < 0 || hi >= maxNodes {
+		if err1 != nil || err2 != nil || lo < 0 || hi >= maxListed {
 			return nil, false
 		}
 		for n := lo; n <= hi; n++ {
-			nodes = append(nodes, n)
+			numbers = append(numbers, n)
 		}
 	}
-	return nodes, true
+	return numbers, true
+}
+
+// LocalNodes are the NUMA nodes of the CPUs that this process may run on, for
+// ArenaOptions.Nodes; nil if those are all that the machine has, so that there is
+// nothing to choose, or if the kernel does not tell.
+func LocalNodes() []int {
+	var cpus unix.CPUSet
+	if unix.SchedGetaffinity(0, &cpus) != nil {
+		return nil
+	}
+	return hostSystem().localNodes(cpus.IsSet)
+}
+
+func (s system) localNodes(mayRun func(cpu int) bool) (local []int) {
+	all, known := s.nodes()
+	if !known {
+		return nil
+	}
+	for _, n := range all {
+		b, err := s.readFile(fmt.Sprintf("/sys/devices/system/node/node%d/cpulist", n))
+		cpus, ok := parseList(string(b))
+		if err != nil || !ok {
+			return nil
+		}
+		if slices.ContainsFunc(cpus, mayRun) {
+			local = append(local, n)
+		}
+	}
+	if len(local) == len(all) {
+		return nil
+	}
+	return local
 }
 
 // bind binds a fresh mapping and returns the nodes that it is bound to.

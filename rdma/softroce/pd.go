@@ -36,7 +36,7 @@ func (p *domain) RegisterMR(a *hugepages.Arena, access rdma.Access) (*rdma.MR, e
 	if p.closed {
 		return nil, ErrClosed
 	}
-	if a == nil || len(a.Bytes()) == 0 {
+	if a == nil || a.Len() == 0 {
 		return nil, errors.New("softroce: RegisterMR needs an arena that is open")
 	}
 	for _, r := range p.mrs {
@@ -53,7 +53,7 @@ func (p *domain) RegisterMR(a *hugepages.Arena, access rdma.Access) (*rdma.MR, e
 	p.mrs = append(p.mrs, r)
 	d.rkeys[r.mr.RKey] = r
 	d.stats.Regions++
-	d.stats.RegionBytes += uint64(len(a.Bytes()))
+	d.stats.RegionBytes += uint64(a.Len())
 	return r.mr, nil
 }
 
@@ -68,7 +68,7 @@ func (p *domain) deregister(r *region) {
 	p.mrs = slices.Delete(p.mrs, i, i+1)
 	delete(p.dev.rkeys, r.mr.RKey)
 	p.dev.stats.Regions--
-	p.dev.stats.RegionBytes -= uint64(len(r.mr.Arena.Bytes()))
+	p.dev.stats.RegionBytes -= uint64(r.mr.Arena.Len())
 }
 
 // newRKey is a key that nobody can guess: 32 bits of crypto/rand.
