@@ -27,7 +27,7 @@ DPDK_PACKAGES := ./dpdk/... ./internal/transports/... ./cmd/...
 # Packages without system calls, whose tests mean the same under qemu-user.
 PURE_PACKAGES := ./serialize/... ./rdma/roce/...
 
-.PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test deps-softroce
+.PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test deps-softroce deps-arm
 all: build
 
 # bin/millrace is pure Go and runs anywhere. bin/millrace-native adds the C libraries that
@@ -103,7 +103,7 @@ clean:
 	$(GO) clean -testcache
 
 # A static pattern: make looks for no implicit rule of a phony target.
-deps-build deps-bench deps-test deps-softroce: deps-%:
+deps-build deps-bench deps-test deps-softroce deps-arm: deps-%:
 	@scripts/deps.sh $*
 
 # The TCP loop beside other event loops in Go, a module of its own: PEERS_ARGS="-repeat 5 -size 128".
