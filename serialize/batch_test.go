@@ -438,21 +438,13 @@ func goldenBatches() map[string][]Record {
 func TestGolden(t *testing.T) {
 	for name, rs := range goldenBatches() {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join("testdata", name+".hex")
 			enc := encode(t, 1<<16, rs...)
 			if *update {
-				if err := os.WriteFile(path, []byte(hexLines(enc)), 0o644); err != nil {
+				if err := os.WriteFile(filepath.Join("testdata", name+".hex"), []byte(hexLines(enc)), 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
-			text, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
-			if err != nil {
-				t.Fatal(err)
-			}
+			want := golden(t, name)
 			if !bytes.Equal(enc, want) {
 				t.Errorf("encoded as\n%swant\n%s", hexLines(enc), hexLines(want))
 			}
@@ -462,6 +454,38 @@ func TestGolden(t *testing.T) {
 			}
 			checkBatch(t, &b, rs)
 		})
+	}
+}
+
+// golden is the bytes in testdata.
+func golden(t *testing.T, name string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name+".hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// A batch as version 1 wrote it is refused by everybody who reads, and the error
+// says what to do.
+func TestVersion1IsRefused(t *testing.T) {
+	old := golden(t, "version-1")
+	d := newDecoder(t, 1<<16)
+	for name, open := range map[string]func([]byte) (Batch, error){"Open": Open, "OpenTrusted": OpenTrusted, "Decoder": d.Open} {
+		if _, err := open(old); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "version 1") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Check(old); !errors.Is(err, ErrVersion) {
+		t.Errorf("Check: %v", err)
+	}
+	if _, err := Size(old); !errors.Is(err, ErrVersion) {
+		t.Errorf("Size: %v", err)
 	}
 }
 
