@@ -28,6 +28,7 @@ var Rooms = map[string][]string{
 	"batcher":              {"hugepages", "serialize"},
 	"netpoll":              {"hugepages"},
 	"netpoll/resume":       {"hugepages", "netpoll"},
+	"netpoll/looptest":     {"hugepages", "netpoll"},
 	"rdma":                 {"hugepages", "netpoll", "rdma/bootstrap"},
 	"rdma/bootstrap":       {"netpoll"},
 	"rdma/roce/...":        {"rdma/roce/..."},
@@ -42,13 +43,14 @@ var Rooms = map[string][]string{
 	"dpdk/afxdp":           {"hugepages", "dpdk", "dpdk/porttest"},
 	"broker/...":           {"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/..."},
 	"internal/transports": {
-		"hugepages", "netpoll", "rdma/...", "dpdk/...",
+		"hugepages", "netpoll/...", "rdma/...", "dpdk/...",
 	},
 	"internal/doctor": {"rdma/verbs", "dpdk/eal", "internal/transports"},
 	"bench/...": {
 		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/transports", "bench/...",
 	},
 	"scripts/arm/guest": {},
+	"scripts/soft-roce": {},
 	"cmd/...": {
 		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/doctor", "internal/transports", "bench/...", "cmd/...",
 	},

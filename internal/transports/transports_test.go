@@ -1,7 +1,6 @@
 package transports
 
 import (
-	"bytes"
 	"context"
 	"net/url"
 	"strings"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 	"github.com/millrace/millrace/rdma/softroce"
 	"github.com/millrace/millrace/rdma/verbs"
 )
@@ -73,25 +73,18 @@ func TestEveryDefaultIsOne(t *testing.T) {
 	}
 }
 
-type echo struct{ netpoll.BaseHandler }
-
-func (echo) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
-	b, err := c.Alloc(len(ms[0].Data))
-	if err == nil {
-		copy(b.Bytes(), ms[0].Data)
-		err = c.Send(b)
+// start runs a loop with the backends of an address until the test ends.
+func start(t *testing.T, url string) *netpoll.Loop {
+	t.Helper()
+	backends, err := Backends(url)
+	if un, ok := err.(*Unavailable); ok {
+		t.Skip(un)
 	}
 	if err != nil {
-		c.Close(err)
+		t.Fatal(err)
 	}
+	return looptest.Start(t, netpoll.Options{Backends: backends})
 }
-
-type receiver struct {
-	netpoll.BaseHandler
-	got chan []byte
-}
-
-func (r receiver) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) { r.got <- bytes.Clone(ms[0].Data) }
 
 // A device named in an address is this end's own: it is used here, and the address
 // that peers get leaves it out.
@@ -101,30 +94,8 @@ func TestNamedDevices(t *testing.T) {
 		"rdma://127.0.0.1:0?device=softroce+packet", "rdma://127.0.0.1:0?device=softroce+packet:lo",
 	} {
 		t.Run(u, func(t *testing.T) {
-			start := func() *netpoll.Loop {
-				backends, err := Backends(u)
-				if un, ok := err.(*Unavailable); ok {
-					t.Skip(un)
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-				l, err := netpoll.NewLoop(netpoll.Options{Backends: backends})
-				if err != nil {
-					t.Fatal(err)
-				}
-				ran := make(chan error, 1)
-				go func() { ran <- l.Run() }()
-				t.Cleanup(func() {
-					l.Stop()
-					if err := <-ran; err != nil {
-						t.Error(err)
-					}
-				})
-				return l
-			}
-			server, client := start(), start()
-			ln, err := server.Listen(u, echo{})
+			server, client := start(t, u), start(t, u)
+			ln, err := server.Listen(u, looptest.Echo{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -135,39 +106,11 @@ func TestNamedDevices(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			r := receiver{got: make(chan []byte, 1)}
 			// The same address with the device named again: the dialing end's own.
-			conn, err := client.Dial(ctx, ln.URL()+"?"+parsed.RawQuery, r)
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn := looptest.Dial(t, client, ln.URL()+"?"+parsed.RawQuery, 5)
 			// Ports of libdpdk are numbered in their process.
 			if d := strings.TrimRight(conn.Transport().Device, "0123456789"); parsed.RawQuery != "" && !strings.Contains(parsed.RawQuery, d) {
 				t.Errorf("it runs on %s", d)
-			}
-			want := []byte("grist")
-			err = client.Do(func() {
-				b, err := conn.Alloc(len(want))
-				if err == nil {
-					copy(b.Bytes(), want)
-					err = conn.Send(b)
-				}
-				if err != nil {
-					t.Error(err)
-				}
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			select {
-			case got := <-r.got:
-				if !bytes.Equal(got, want) {
-					t.Errorf("got %q", got)
-				}
-			case <-ctx.Done():
-				t.Error("no echo")
 			}
 		})
 	}
@@ -176,31 +119,12 @@ func TestNamedDevices(t *testing.T) {
 // An address whose device cannot be had here serves, and reaches, the other end over
 // TCP if it says that it may, and tells why.
 func TestFallback(t *testing.T) {
-	run := func(u string) *netpoll.Loop {
-		backends, err := Backends(u)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := netpoll.NewLoop(netpoll.Options{Backends: backends})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ran := make(chan error, 1)
-		go func() { ran <- l.Run() }()
-		t.Cleanup(func() {
-			l.Stop()
-			if err := <-ran; err != nil {
-				t.Error(err)
-			}
-		})
-		return l
-	}
 	if _, err := Backends("rdma://127.0.0.1:0?device=nosuch0"); err == nil {
 		t.Error("a device that is not there was found")
 	}
 	const here = "rdma://127.0.0.1:0?fallback=tcp"
-	server := run(here)
-	ln, err := server.Listen(here, echo{})
+	server := start(t, here)
+	ln, err := server.Listen(here, looptest.Echo{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +132,7 @@ func TestFallback(t *testing.T) {
 		t.Errorf("peers are told %s", ln.URL())
 	}
 	to := With(ln.URL(), "nosuch0")
-	client := run(to)
+	client := start(t, to)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	c, err := client.Dial(ctx, to, netpoll.BaseHandler{})
