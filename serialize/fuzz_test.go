@@ -37,14 +37,22 @@ func FuzzOpen(f *testing.F) {
 func visitAny(t *testing.T, data []byte) {
 	var batch Batch
 	var err error
-	if grown := allocated(func() { batch, err = Open(data) }); grown > 64<<10 {
+	const most = 64 << 10
+	var grown uint64
+	for range 5 { // what others allocated meanwhile is not there every time
+		if grown = allocated(func() { batch, err = Open(data) }); grown <= most {
+			break
+		}
+	}
+	if grown > most {
 		t.Errorf("Open allocated %d bytes", grown)
 	}
 	readAny(t, &batch, err)
 }
 
-// allocated is how many bytes f allocates, small objects aside. Unlike
-// runtime.ReadMemStats the metric does not stop the world, so that fuzzing is fast.
+// allocated is how many bytes were allocated while f ran, by whomever; of small
+// objects some come late. Unlike runtime.ReadMemStats the metric does not stop the
+// world, so that fuzzing is fast.
 func allocated(f func()) uint64 {
 	sample := [1]metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(sample[:])
