@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -281,6 +283,51 @@ func TestNobodyStarves(t *testing.T) {
 			if !ok {
 				t.Fatalf("the %s starves", what)
 			}
+		}
+	}
+}
+
+// However small and large messages alternate, what goes to the kernel is the queue in
+// order, from where the last write ended.
+func TestGatherKeepsOrder(t *testing.T) {
+	pool := testPool(t, 16<<20)
+	rng := rand.New(rand.NewPCG(7, 7))
+	for range 200 {
+		c := &tcpConn{tcp: &TCP{}}
+		var want []byte
+		for range 1 + rng.IntN(200) {
+			n := 1 + rng.IntN(64)
+			switch rng.IntN(4) {
+			case 0:
+				n = tcpJoin - 1 + rng.IntN(3)
+			case 1:
+				n = 1 + rng.IntN(16<<10)
+			}
+			b, err := pool.Get(n, hugepages.Send)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range b.Bytes() {
+				b.Bytes()[i] = byte(rng.Uint32())
+			}
+			want = append(want, b.Bytes()...)
+			c.queue.push(b)
+		}
+		c.written = rng.IntN(c.queue.at(0).Len())
+		want = want[c.written:]
+		iov, bytes := c.gather()
+		var got []byte
+		for _, v := range iov {
+			got = append(got, unsafe.Slice(v.Base, v.Len)...)
+		}
+		if len(got) != bytes || !slices.Equal(got, want[:bytes]) {
+			t.Fatalf("%d bytes in %d pieces, said %d, of %d: not what was queued", len(got), len(iov), bytes, len(want))
+		}
+		if bytes < len(want) && bytes < tcpMaxWrite && len(iov) < tcpMaxIovecs {
+			t.Fatalf("%d of %d bytes in %d pieces", bytes, len(want), len(iov))
+		}
+		for c.queue.len() > 0 {
+			c.queue.pop().Release()
 		}
 	}
 }

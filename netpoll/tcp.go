@@ -51,6 +51,7 @@ type TCP struct {
 	calls   socketCalls
 	retryAt int64
 	iov     [tcpMaxIovecs]unix.Iovec
+	joined  []byte // empty; room for the small messages of one writev, side by side
 	msgs    []Message
 	ctx     context.Context // ends when the backend closes
 	cancel  context.CancelFunc
