@@ -92,7 +92,7 @@ func (l *Link) say(dst types.MACAddress, kind uint16, fill func(b []byte) []byte
 func (l *Link) answer(dst types.MACAddress, kind uint16, fill func(b []byte) []byte) {
 	l.answers--
 	if l.say(dst, kind, fill) {
-		l.answered++
+		l.counts.answered++
 	}
 }
 

@@ -70,8 +70,7 @@ type Link struct {
 	held   int
 	pseudo []byte // pseudo headers of the last Rx
 
-	rxFrames, answered, unresolved uint64
-	dropped                        [numDrops]uint64
+	counts, published linkCounts
 }
 
 // maxPeers bounds what a link remembers of its peers; it only makes receiving faster.
@@ -255,7 +254,7 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 			break
 		}
 		if n < want {
-			l.unresolved++
+			l.counts.unresolved++
 			l.ask(frames[done].Path.Link.(*header).hop)
 			l.TxFree(frames[done : done+1])
 			done++
@@ -269,6 +268,9 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 // it holds the pseudo header of what arrived, with its lengths.
 func (l *Link) Rx(frames []softroce.Frame) int {
 	l.free()
+	if l.rxCalls%publishEvery == 0 {
+		l.publish()
+	}
 	if l.rxCalls++; l.rxCalls%tidyEvery == 0 && l.index == 0 && !l.cfg.PointToPoint {
 		l.tidy()
 	}
@@ -276,7 +278,8 @@ func (l *Link) Rx(frames []softroce.Frame) int {
 	if n == 0 && l.set == nil {
 		return 0
 	}
-	l.held, l.rxFrames = n, l.rxFrames+uint64(n)
+	l.held = n
+	l.counts.rxFrames += uint64(n)
 	l.pseudo = l.pseudo[:0]
 	l.answers = answersPerBurst
 	k := 0
@@ -290,7 +293,7 @@ func (l *Link) Rx(frames []softroce.Frame) int {
 		} else if why == DropPort && l.set != nil && l.set.pass(l, f.Data[:f.Len]) {
 			continue
 		} else if why == DropPort || !l.control(f.Data[:f.Len]) {
-			l.dropped[why]++
+			l.counts.dropped[why]++
 		}
 	}
 	if l.set != nil {
@@ -345,6 +348,7 @@ func (l *Link) free() {
 
 // Arm implements softroce.Armer.
 func (l *Link) Arm() (idle bool) {
+	l.publish()
 	if a, ok := l.port.(Armer); ok {
 		return a.Arm()
 	}
@@ -378,6 +382,7 @@ func (l *Link) Up() bool {
 
 // Close closes the port.
 func (l *Link) Close() error {
+	l.publish()
 	if l.kernel != nil {
 		_ = l.kernel.close()
 	}
@@ -396,8 +401,9 @@ type LinkStats struct {
 
 // Stats is for the link's owner.
 func (l *Link) Stats() LinkStats {
-	s := LinkStats{RxFrames: l.rxFrames, Dropped: make(map[Drop]uint64), Answered: l.answered, Unresolved: l.unresolved}
-	for d, n := range l.dropped {
+	c := &l.counts
+	s := LinkStats{RxFrames: c.rxFrames, Dropped: make(map[Drop]uint64), Answered: c.answered, Unresolved: c.unresolved}
+	for d, n := range c.dropped {
 		if n > 0 {
 			s.Dropped[Drop(d)] = n
 		}

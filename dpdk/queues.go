@@ -107,7 +107,7 @@ func (s *queueSet) take(l *Link, frames []softroce.Frame) (k int) {
 			if why := l.accept(frame, &frames[k]); why == accepted {
 				k++
 			} else {
-				l.dropped[why]++
+				l.counts.dropped[why]++
 			}
 		}
 	}

@@ -61,7 +61,9 @@ type Port struct {
 	closing atomic.Bool
 	mu      sync.Mutex // guards refused, and ctl until up
 	refused error
-	stats   Stats
+
+	stats, published Stats
+	rxCalls          uint32
 }
 
 var _ dpdk.Port = (*Port)(nil)
@@ -320,6 +322,9 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 	if p.broken || !p.up.Load() {
 		return 0
 	}
+	if p.rxCalls++; p.rxCalls%publishEvery == 0 {
+		p.publishStats()
+	}
 	got := 0
 	for avail := p.rxAvailable(); avail > 0 && got < len(frames); avail-- {
 		i := p.rxNext
@@ -452,6 +457,7 @@ func (p *Port) Watch(ws []dpdk.Watched) (_ []dpdk.Watched, ok bool) {
 // readable, and reports whether the port is idle: false means that packets wait
 // already. The port stays armed until a burst finds packets.
 func (p *Port) Arm() (idle bool) {
+	p.publishStats()
 	// Stale notifications first; one that comes later stays.
 	drain(p.signal)
 	if !p.up.Load() || p.broken {
@@ -475,6 +481,7 @@ func (p *Port) Close() error {
 	if p.closing.Swap(true) {
 		return nil
 	}
+	p.publishStats()
 	var err error
 	if p.rxHeld > 0 {
 		err = fmt.Errorf("memif: port closed with %d received frames not given back", p.rxHeld)

@@ -252,6 +252,23 @@ func TestOneKickForASleeper(t *testing.T) {
 	}
 }
 
+func TestTotals(t *testing.T) {
+	before := Totals()
+	s, c := pair(t, Config{})
+	s.Arm()
+	send(c, []byte("x"))
+	c.rx.advanceHead(40_000) // more on offer than there is
+	var f [8]dpdk.Frame
+	s.FreeBurst(f[:s.RxBurst(f[:])])
+	s.AllocBurst(f[:])
+	s.Arm()
+	c.Arm()
+	now := Totals()
+	if now.RxFrames == before.RxFrames || now.TxFrames == before.TxFrames || now.Kicks == before.Kicks || now.PeerLies == before.PeerLies {
+		t.Errorf("%+v\nbefore: %+v", now, before)
+	}
+}
+
 // Whoever watches the word sees everything that arrives, also what came before the
 // watch began.
 func TestWatch(t *testing.T) {
