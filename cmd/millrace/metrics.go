@@ -24,7 +24,7 @@ type metrics struct{ registry *prometheus.Registry }
 func newMetrics(mem *memory) *metrics {
 	m := &metrics{prometheus.NewRegistry()}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	m.registry.MustRegister(newMemoryCollector(mem))
+	m.registry.MustRegister(newMemoryCollector(mem), newPortCollector())
 	return m
 }
 
