@@ -141,6 +141,7 @@ func (f *serverFlags) runBroker(cmd *cobra.Command, cfg broker.Config) (err erro
 		}
 		m.watchLoop(s.Loop())
 		m.watchRDMA(cfg.Backends)
+		m.watchLibdpdk()
 		m.watchBroker(s.Stats)
 		return nil
 	}
@@ -208,6 +209,7 @@ func (f *serverFlags) runProxy(cmd *cobra.Command, cfg broker.ProxyConfig) (err 
 	cfg.Logger.Info("proxy", "broker", cfg.Broker, "idle", f.idle, "memory", mem.arena.Report())
 	m.watchLoop(p.Loop())
 	m.watchRDMA(cfg.Backends)
+	m.watchLibdpdk()
 	m.watchLink(p.Transport)
 	m.watchAggregator(p.Stats)
 	start := func() error {

@@ -144,6 +144,13 @@ type Port interface {
 	Stats() Stats
 }
 
+// OpenPort is a port that is open, and what it did.
+type OpenPort struct {
+	Info  dpdk.PortInfo
+	Queue int
+	Stats Stats
+}
+
 // Stats of a Port. A frame that was not copied lies where the engine reads or writes it
 // when the device, or the port at the other end, has it: none of our code copies it, nor
 // does libdpdk.

@@ -34,6 +34,7 @@ var eal struct {
 	done bool
 	args []string
 	err  error
+	open []*port // in the order of their opening
 }
 
 // Init starts libdpdk in this process, once. args go to rte_eal_init (--allow

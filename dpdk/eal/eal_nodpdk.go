@@ -30,6 +30,9 @@ func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
 	return nil, Memif{}, ErrNotBuilt
 }
 
+// OpenPorts are none in this build.
+func OpenPorts() []OpenPort { return nil }
+
 func useSocket(int) error { return nil }
 
 // RemoveSocket does nothing in this build.

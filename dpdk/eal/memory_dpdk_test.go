@@ -225,7 +225,18 @@ func TestStatsOfAClosedQueue(t *testing.T) {
 	ports[0].AllocBurst(f[:])
 	f[0].Len = 60
 	ports[0].TxBurst(f[:])
-	for _, p := range ports {
+	has := func() (n int) {
+		for _, o := range OpenPorts() {
+			if o.Info.Name == "net_null6" && o.Stats.TxFrames == uint64(1-o.Queue) {
+				n++
+			}
+		}
+		return n
+	}
+	for i, p := range ports {
+		if n := has(); n != 2-i {
+			t.Errorf("%d of the device's queues are among the open ports; want %d", n, 2-i)
+		}
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}

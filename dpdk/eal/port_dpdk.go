@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"unsafe"
 
 	"github.com/millrace/millrace/dpdk"
@@ -121,7 +122,20 @@ func open(name string, args *string, queues int, opts Options, memif *Memif, rol
 		}
 		out[i] = p
 	}
+	eal.open = append(eal.open, d.ports...)
 	return out, nil
+}
+
+// OpenPorts are the ports that this process has open, and what they did. Any goroutine.
+func OpenPorts() []OpenPort {
+	eal.mu.Lock()
+	defer eal.mu.Unlock()
+	var out []OpenPort
+	for _, p := range eal.open {
+		p.readStats()
+		out = append(out, OpenPort{p.info, int(p.c.queue), p.stats})
+	}
+	return out
 }
 
 // call hands the ports to C, as an array in C memory.
@@ -144,7 +158,7 @@ func (p *port) Guarded() bool { return p.c != nil && p.c.guard != nil }
 func (p *port) Stats() Stats {
 	eal.mu.Lock()
 	defer eal.mu.Unlock()
-	if p.dev.open > 0 { // else c is gone
+	if !p.closed {
 		p.readStats()
 	}
 	return p.stats
@@ -251,6 +265,8 @@ func (p *port) Close() error {
 		return os.ErrClosed
 	}
 	p.closed = true
+	p.readStats()
+	eal.open = slices.DeleteFunc(eal.open, func(o *port) bool { return o == p })
 	d := p.dev
 	if d.open--; d.open > 0 {
 		return nil
@@ -264,7 +280,6 @@ func (p *port) Close() error {
 		return C.mr_port_close(a, C.uint32_t(len(d.ports)), d.c, remove)
 	})
 	for _, p := range d.ports {
-		p.readStats()
 		C.free(unsafe.Pointer(p.c))
 	}
 	var err error
