@@ -198,6 +198,12 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 	p.tx.produce(n)
 	p.stats.TxFrames += uint64(n)
 	p.kick()
+	if p.sending > int(p.tx.size)/2 {
+		// An owner that only sends on what it received asks for no empty frames, which
+		// is where these come back otherwise.
+		p.reap()
+		p.refill()
+	}
 	return int(n)
 }
 

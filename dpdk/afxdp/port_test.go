@@ -17,7 +17,7 @@ import (
 
 var serial atomic.Int32
 
-func ip(t *testing.T, args ...string) {
+func ip(t testing.TB, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 		t.Skipf("no network namespace with a veth pair: ip %s: %v: %s (needs root and iproute2)", strings.Join(args, " "), err, out)
@@ -26,7 +26,7 @@ func ip(t *testing.T, args ...string) {
 
 // veth makes a pair of devices in a namespace of its own, where nothing else
 // talks, and runs fn there.
-func veth(t *testing.T, mtu int, fn func(a, b string)) {
+func veth(t testing.TB, mtu int, fn func(a, b string)) {
 	t.Helper()
 	ns := fmt.Sprintf("mr-xdp-%d-%d", os.Getpid(), serial.Add(1))
 	ip(t, "netns", "add", ns)
@@ -42,7 +42,7 @@ func veth(t *testing.T, mtu int, fn func(a, b string)) {
 }
 
 // inside runs fn in a namespace. The thread of a failed fn is not used again.
-func inside(t *testing.T, ns string, fn func()) {
+func inside(t testing.TB, ns string, fn func()) {
 	t.Helper()
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
@@ -65,7 +65,7 @@ func inside(t *testing.T, ns string, fn func()) {
 	runtime.UnlockOSThread()
 }
 
-func open(t *testing.T, netdev string, cfg Config) *Port {
+func open(t testing.TB, netdev string, cfg Config) *Port {
 	t.Helper()
 	n, err := Attach(netdev, Match{All: true})
 	need(t, err)
@@ -138,6 +138,39 @@ func TestReopen(t *testing.T) {
 		}
 		if err := n.Close(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// A port that sends back what it received, and never asks for an empty frame, does not
+// run out of frames.
+func TestSendsOnWhatItReceived(t *testing.T) {
+	veth(t, 1500, func(x0, x1 string) {
+		const ring, total = 64, 20 * 64
+		a, b := open(t, x0, Config{Ring: ring}), open(t, x1, Config{Ring: ring})
+		var f [8]dpdk.Frame
+		back := 0
+		for spins := 0; back < total; spins++ {
+			if spins == 1<<22 {
+				t.Fatalf("%d of %d frames came back: %+v, %+v", back, total, a.Stats(), b.Stats())
+			}
+			if spins%4 == 0 { // a frame that is lost is replaced
+				n := a.AllocBurst(f[:4])
+				for i := range n {
+					copy(f[i].Data, "\x02aaaaa\x02bbbbb\x88\xb5")
+					f[i].Len = 64
+				}
+				sent := a.TxBurst(f[:n])
+				a.FreeBurst(f[sent:n])
+			}
+			if n := b.RxBurst(f[:]); n > 0 {
+				if sent := b.TxBurst(f[:n]); sent < n {
+					b.FreeBurst(f[sent:n])
+				}
+			}
+			n := a.RxBurst(f[:])
+			back += n
+			a.FreeBurst(f[:n])
 		}
 	})
 }
