@@ -141,6 +141,10 @@ func (p *Port) refill() {
 	if n > 0 {
 		p.fill.produce(n)
 	}
+	p.wakeRx()
+}
+
+func (p *Port) wakeRx() {
 	if p.fill.wantsKick() {
 		p.stats.Kicks++
 		kickRx(p.fd)
@@ -234,6 +238,10 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 	if n > 0 {
 		p.rx.consume(n)
 		p.stats.RxFrames += uint64(n)
+	} else {
+		// A driver that found no frame to receive into says so, maybe just after refill
+		// looked, and then waits to be told of new ones.
+		p.wakeRx()
 	}
 	return int(n)
 }

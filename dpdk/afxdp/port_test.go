@@ -174,3 +174,24 @@ func TestSendsOnWhatItReceived(t *testing.T) {
 		}
 	})
 }
+
+// A driver without frames to receive into that says so after the last refill is woken
+// when nothing comes; else it and the port would wait for each other.
+func TestWakesADriverWithoutFrames(t *testing.T) {
+	veth(t, 1500, func(x0, _ string) {
+		p := open(t, x0, Config{Ring: 64})
+		var f [1]dpdk.Frame
+		p.RxBurst(f[:])
+		before := p.Stats().Kicks
+		atomic.StoreUint32(p.fill.flags, unix.XDP_RING_NEED_WAKEUP) // as a driver does
+		p.RxBurst(f[:])
+		if kicks := p.Stats().Kicks - before; kicks != 1 {
+			t.Errorf("%d kicks", kicks)
+		}
+		atomic.StoreUint32(p.fill.flags, 0)
+		p.RxBurst(f[:])
+		if kicks := p.Stats().Kicks - before; kicks != 1 {
+			t.Errorf("%d kicks after the flag was gone", kicks)
+		}
+	})
+}
