@@ -7,8 +7,8 @@ import (
 	"github.com/millrace/millrace/rdma/roce"
 )
 
-// txRetryNanos is how long a loop may sleep while the link refuses frames: no
-// descriptor tells when it takes them again.
+// txRetryNanos is how long a loop may sleep while the link refuses frames, or cannot
+// wake it: no descriptor tells when to look again.
 const txRetryNanos = 20_000
 
 // portNanos is how often the device looks whether its link is up, while it runs.
@@ -71,7 +71,7 @@ func (d *Device) deadline(now int64) int64 {
 		t = d.nextTimer
 	}
 	switch {
-	case d.starved:
+	case d.starved || d.restless:
 		t = min(t, now+txRetryNanos)
 	case len(d.due) > 0:
 		return now
