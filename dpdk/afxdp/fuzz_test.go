@@ -33,6 +33,42 @@ func (m Match) takes(frame []byte) bool {
 	return bytes.Equal(frame[to:to+len(addr)], addr) && be(network+header+udpTo) == int(m.Local.Port())
 }
 
+// Every value of every byte of a frame that is taken, and every shorter frame: random
+// bytes come upon few frames that are nearly right.
+func TestProgramAgreesWithItsTwin(t *testing.T) {
+	for _, tc := range []struct{ local, frame string }{
+		{"192.0.2.1:4791", "020000000001 020000000002 0800 45 00 0024 0000 4000 40 11 0000 c0000202 c0000201 c000 12b7 0010 0000 0102030405060708"},
+		{"[2001:db8::1]:4791", "020000000001 020000000002 86dd 60000000 0010 11 40 20010db8000000000000000000000002 20010db8000000000000000000000001 c000 12b7 0010 0000 0102030405060708"},
+	} {
+		m := Match{Local: netip.MustParseAddrPort(tc.local)}
+		p := load(t, m)
+		good := frame(t, tc.frame)
+		if !m.takes(good) {
+			t.Fatalf("%s: not taken", tc.local)
+		}
+		agree := func(b []byte) {
+			t.Helper()
+			verdict, err := p.Run(&ebpf.RunOptions{Data: b})
+			if err != nil {
+				t.Fatalf("%d bytes: %v", len(b), err)
+			}
+			if want := m.takes(b); verdict == xdpDrop != want || !want && verdict != xdpPass {
+				t.Fatalf("%s: verdict %d, want taken: %v: %x", tc.local, verdict, want, b)
+			}
+		}
+		for at := range good {
+			b := bytes.Clone(good)
+			for v := range 256 {
+				b[at] = byte(v)
+				agree(b)
+			}
+		}
+		for n := 14; n <= len(good); n++ {
+			agree(good[:n])
+		}
+	}
+}
+
 // The program in the kernel and its twin in Go agree on every frame, and the program
 // changes none.
 func FuzzProgram(f *testing.F) {
