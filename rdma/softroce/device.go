@@ -146,7 +146,8 @@ type Device struct {
 	events  []rdma.Event       // not yet polled
 
 	port   LinkState // the link, if it can tell
-	portUp bool
+	portUp bool      // at the last look
+	fell   bool      // EventPortDown was raised
 	lookAt int64
 }
 
@@ -158,9 +159,7 @@ var _ rdma.Device = (*Device)(nil)
 func New(link Link, opts Options) *Device {
 	a := link.Attr()
 	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64, laterAt: math.MaxInt64, rkeys: map[uint32]*region{}}
-	if d.port, _ = link.(LinkState); d.port != nil {
-		d.portUp = d.port.Up()
-	}
+	d.port, _ = link.(LinkState)
 	headers := 8 + 40
 	if a.Local.Addr().Unmap().Is4() {
 		headers = 8 + 20

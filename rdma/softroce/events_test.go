@@ -60,7 +60,7 @@ func (l *switchedLink) Up() bool { return l.up }
 
 func TestPortEvents(t *testing.T) {
 	la, _ := NewMemoryNet(1, Faults{}).Pair()
-	l := &switchedLink{la, true}
+	l := &switchedLink{la, false}
 	d := New(l, Options{})
 	defer d.Close()
 	now := int64(1)
@@ -74,6 +74,8 @@ func TestPortEvents(t *testing.T) {
 			t.Errorf("events %+v, want %v", events[:n], want)
 		}
 	}
+	expect()
+	l.up = true // it was never down
 	expect()
 	l.up = false
 	expect(rdma.EventPortDown)

@@ -353,20 +353,24 @@ func (d *Device) intact(f *Frame, p []byte) bool {
 	return d.sums(f, p, crc.Sum(covered))
 }
 
-// watchPort raises an event when the link goes up or down.
+// watchPort raises an event when the link goes down, or up again. That it comes up for
+// the first time is none.
 func (d *Device) watchPort(now int64) {
 	if now < d.lookAt {
 		return
 	}
 	d.lookAt = now + portNanos
-	if up := d.port.Up(); up != d.portUp {
-		d.portUp = up
-		kind := rdma.EventPortDown
-		if up {
-			kind = rdma.EventPortUp
-		}
-		d.event(rdma.Event{Kind: kind})
+	up := d.port.Up()
+	switch {
+	case up == d.portUp:
+	case !up:
+		d.fell = true
+		d.event(rdma.Event{Kind: rdma.EventPortDown})
+	case d.fell:
+		d.fell = false
+		d.event(rdma.Event{Kind: rdma.EventPortUp})
 	}
+	d.portUp = up
 }
 
 // expire fires the timers that are due and finds the next one.
