@@ -28,6 +28,12 @@
 // flag. At least one of the two must see the other's store, or a packet lies in
 // the ring of a sleeper. Sequential consistency gives exactly that.
 //
+// A receiver of this package sets a second flag, which says that one kick is enough: the
+// sender that gives it sets the mask flag again. Before it next sleeps the receiver
+// clears it anew, so a kick that comes late costs a wake-up and never one that is due.
+// Freed slots are told to the peer when a burst finds nothing, before a sleep, or when
+// they are a quarter of the ring.
+//
 // The protocol's indices and flags are 16 bits wide and Go has no 16-bit atomics.
 // Flags (low half, little-endian) and head (high half) share one aligned 32-bit
 // word: head moves by an atomic add of n<<16, whose carry leaves the word, and
