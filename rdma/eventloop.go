@@ -336,6 +336,9 @@ func (el *EventLoop) reap(budget int) int {
 				for i := range n {
 					wc := &el.wcs[i]
 					if c := d.lookup(wc.QPN); c != nil {
+						if wc.Status == FlushError && c.failure == nil {
+							el.reapSends() // what ended the pair may be a send's failure
+						}
 						c.complete(wc)
 					} else if wc.Op == WCRecv && d.srq != nil { // of a pair that is closed
 						d.srq.put(d.srq.take(wc.ID))
