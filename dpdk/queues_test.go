@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,7 +18,7 @@ import (
 // Each queue has an owner of its own; whichever queue a packet comes in by, it
 // reaches the link whose UDP port it names, once and whole.
 func TestQueuesPassOnWhatIsForOthers(t *testing.T) {
-	const queues, packets = 3, 6000
+	const queues, packets = 3, 2000
 	device, wire := porttest.NewDevice("fake", queues, porttest.Config{Seed: 1})
 	ports := make([]dpdk.Port, queues)
 	for i := range ports {
@@ -42,7 +43,11 @@ func TestQueuesPassOnWhatIsForOthers(t *testing.T) {
 		wg.Go(func() {
 			var rx [64]softroce.Frame
 			for !stop.Load() {
-				for _, f := range rx[:l.Rx(rx[:])] {
+				n := l.Rx(rx[:])
+				if n == 0 {
+					runtime.Gosched() // there may be fewer CPUs than goroutines that poll
+				}
+				for _, f := range rx[:n] {
 					n := binary.LittleEndian.Uint32(f.Data)
 					if int(binary.LittleEndian.Uint32(f.Data[4:])) != i || seen[i][n].Swap(true) {
 						t.Errorf("link %d got packet %d of link %d, or twice", i, n, f.Data[4])
@@ -61,7 +66,7 @@ func TestQueuesPassOnWhatIsForOthers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for n := range packets {
 		for i := range paths {
 			var f [1]softroce.Frame
