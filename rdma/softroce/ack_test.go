@@ -1,10 +1,13 @@
 package softroce
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
 )
 
 // sleeper runs a pair of programs as a loop does that sleeps whenever it finds
@@ -153,5 +156,53 @@ func TestLateSendNeverAcknowledgedUnasked(t *testing.T) {
 	}
 	if s := in.b.dev.Stats(); s.Timeouts != 1 || s.Retransmitted != 1 {
 		t.Errorf("%d time-outs, %d packets sent again, want one: %+v", s.Timeouts, s.Retransmitted, s)
+	}
+}
+
+// TestEachGapIsReportedBehindAnAcknowledgement: rdma_rxe goes back for a NAK, and for
+// another one only if an acknowledgement came between them; else it waits for its timer.
+// So whatever was accepted since the last NAK is acknowledged before the next, although
+// nothing asked.
+func TestEachGapIsReportedBehindAnAcknowledgement(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		bursts [][]uint32 // PSNs that come together
+		want   []string   // what goes back after each
+	}{
+		{"after going back", [][]uint32{{1, 2}, {0}, {1}, {3, 4}, {2}}, []string{"nak 0", "ack 0", "", "ack 1, nak 2", "ack 2"}},
+		{"going back to the next gap", [][]uint32{{1, 2}, {0, 2, 3}, {1, 3}, {2}}, []string{"nak 0", "ack 0, nak 1", "ack 1, nak 2", "ack 2"}},
+		{"the first gap", [][]uint32{{0}, {1, 3}, {2}}, []string{"", "ack 1, nak 2", "ack 2"}},
+		{"missing again", [][]uint32{{0, 2, 3}, {2}, {3}, {2}, {1}}, []string{"ack 0, nak 1", "nak 1", "", "nak 1", "ack 1"}},
+		{"the NAK was lost", [][]uint32{{0, 2, 3}, {0}, {1}}, []string{"ack 0, nak 1", "ack 0", "ack 1"}},
+		{"overtaken", [][]uint32{{1, 0}, {1}}, []string{"ack 0, nak 1", "ack 1"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := newResponderRig(t)
+			for i, burst := range c.bursts {
+				r.sent.packets = nil
+				for _, psn := range burst {
+					b := r.whole(roce.WriteOnly, psn)
+					h := (*roce.BTH)(b)
+					h.Put(h.Opcode(), h.Pad(), r.b.qp.Num(), false, h.PSN())
+					r.deliver(r.seal(b))
+				}
+				for range 2 {
+					r.b.dev.Progress(r.net.Now())
+				}
+				var got []string
+				for _, p := range r.sent.packets {
+					what := "ack"
+					if syn := (*roce.AETH)(p[roce.BTHLen:]).Syndrome(); syn == roce.NAKSequence {
+						what = "nak"
+					} else if !syn.IsACK() {
+						what = fmt.Sprint(syn)
+					}
+					got = append(got, fmt.Sprint(what, " ", roce.PSNDiff((*roce.BTH)(p).PSN(), r.a.qp.StartPSN())))
+				}
+				if s := strings.Join(got, ", "); s != c.want[i] {
+					t.Fatalf("after %v: %q, want %q", burst, s, c.want[i])
+				}
+			}
+		})
 	}
 }

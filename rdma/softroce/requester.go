@@ -79,7 +79,8 @@ func (q *queuePair) joinData(now int64) {
 		return
 	}
 	if f := q.dev.frame(); f != nil {
-		q.sendResponse(f)
+		q.sendResponse(f, respAck)
+		q.resp = respNone
 	}
 }
 

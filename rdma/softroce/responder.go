@@ -76,6 +76,12 @@ func (q *queuePair) oweAck(now int64, asked bool) {
 	}
 }
 
+// oweAckNow registers an acknowledgement that waits for nothing.
+func (q *queuePair) oweAckNow(now int64) {
+	q.resp, q.ackAt = respAck, now
+	q.hasten()
+}
+
 // hasten puts the pair on the list of those that owe something now.
 func (q *queuePair) hasten() {
 	if !q.inDue {
@@ -105,19 +111,30 @@ func (q *queuePair) respond(limit int) (sent int, left, starved bool) {
 	if q.resp == respNone {
 		return sent, false, false
 	}
+	if q.resp == respSequence && q.unanswered > 0 {
+		// A NAK would do, but rdma_rxe, once it went back, does so again only after an
+		// acknowledgement, or when its timer expires.
+		f := q.dev.frame()
+		if f == nil {
+			return sent, true, true
+		}
+		q.sendResponse(f, respAck)
+		sent++
+	}
 	f := q.dev.frame()
 	if f == nil {
 		return sent, true, true
 	}
-	q.sendResponse(f)
+	q.sendResponse(f, q.resp)
+	q.resp = respNone
 	return sent + 1, false, false
 }
 
-// sendResponse writes the response into f.
-func (q *queuePair) sendResponse(f *Frame) {
+// sendResponse writes r into f.
+func (q *queuePair) sendResponse(f *Frame, r response) {
 	s := &q.dev.stats
 	syn, psn := roce.SyndromeACK, q.expected
-	switch q.resp {
+	switch r {
 	case respAck:
 		psn = roce.PSNAdd(psn, roce.PSNMask) // the last one received
 		s.AcksSent++
@@ -125,14 +142,13 @@ func (q *queuePair) sendResponse(f *Frame) {
 		syn = q.dev.rnrSyndrome
 		s.RNRNAKsSent++
 	default:
-		syn = nakSyndromes[q.resp]
-		if q.resp == respSequence {
+		syn = nakSyndromes[r]
+		if r == respSequence {
 			s.SeqNAKsSent++
 		} else {
 			s.ErrNAKsSent++
 		}
 	}
-	q.resp = respNone
 	q.unanswered = 0
 	b := f.Data
 	(*roce.BTH)(b).Put(roce.Acknowledge, 0, q.peerQPN, false, psn)
@@ -170,7 +186,8 @@ func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
 	q.expected = roce.PSNAdd(psn, psns)
 	// The packet came late, and those behind it that were dropped meanwhile were not
 	// reported: now they are.
-	late := (q.resp == respSequence || q.resp == respRNR) && q.nakked && roce.PSNDiff(q.ahead, q.expected) >= 0
+	closes := q.nakked
+	late := closes && (q.resp == respSequence || q.resp == respRNR) && roce.PSNDiff(q.ahead, q.expected) >= 0
 	q.nakked = late
 	q.unanswered++
 	if props&roce.End != 0 {
@@ -184,7 +201,11 @@ func (q *queuePair) request(p, data []byte, props roce.Props, now int64) {
 	if props&roce.HasPayload == 0 {
 		return // its answer acknowledges it
 	}
-	q.oweAck(now, h.AckReq() || q.resp == respSequence || q.resp == respRNR)
+	if closes { // before there can be another gap: see respond
+		q.oweAckNow(now)
+		return
+	}
+	q.oweAck(now, h.AckReq())
 }
 
 // receiveSend takes a SEND packet; false if it was answered with a NAK.
@@ -295,8 +316,7 @@ func (q *queuePair) unexpected(p []byte, psn uint32, now int64) {
 		}
 		s.Duplicates++
 		if q.resp == respNone || q.resp == respAck {
-			q.resp, q.ackAt = respAck, now
-			q.hasten()
+			q.oweAckNow(now)
 		}
 		return
 	}

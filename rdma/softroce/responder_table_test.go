@@ -380,11 +380,11 @@ func TestOvertakenPacketArrives(t *testing.T) {
 	r.deliver(p[1])
 	r.deliver(p[2])
 	r.injectTo(p[0])
-	if n := len(r.sent.packets); n != 1 {
-		t.Fatalf("%d packets were sent", n)
+	if n := len(r.sent.packets); n != 2 {
+		t.Fatalf("%d packets were sent, want an acknowledgement and a NAK", n)
 	}
-	h := (*roce.BTH)(r.sent.packets[0])
-	syn := (*roce.AETH)(r.sent.packets[0][roce.BTHLen:]).Syndrome()
+	h := (*roce.BTH)(r.sent.packets[1])
+	syn := (*roce.AETH)(r.sent.packets[1][roce.BTHLen:]).Syndrome()
 	if want := roce.PSNAdd(r.a.qp.StartPSN(), 1); h.Opcode() != roce.Acknowledge || syn != roce.NAKSequence || h.PSN() != want {
 		t.Errorf("%v %#x PSN %d, want a sequence NAK of %d", h.Opcode(), syn, h.PSN(), want)
 	}
