@@ -175,6 +175,7 @@ func (c *Conn) Close(err error) {
 	c.handBack()
 	c.wire.Shut()
 	c.loop.forget(c)
+	c.loop.oweHooks()
 	c.handler.OnClose(c, err)
 }
 
@@ -220,6 +221,7 @@ func (e *Endpoint) Conn() *Conn { return &e.conn }
 func (e *Endpoint) Open() {
 	e.conn.loop.conns[&e.conn] = struct{}{}
 	e.conn.loop.stats.conns.Add(1)
+	e.conn.loop.oweHooks()
 	e.conn.handler.OnOpen(&e.conn)
 }
 
@@ -236,6 +238,7 @@ func (e *Endpoint) Deliver(ms []Message) {
 		}
 		c.counts.ReceivedMessages += uint64(len(ms))
 		c.count()
+		c.loop.oweHooks()
 		c.handler.OnMessages(c, ms)
 	}
 	for i := range ms {

@@ -32,8 +32,7 @@ func epollPoll(epfd int, events []unix.EpollEvent) (int, error) {
 
 // punctual asks the kernel to end the calling thread's timed sleeps in time: by
 // default it may end them 50 µs late (prctl(2), PR_SET_TIMERSLACK). The loop's
-// goroutine moves between threads, so it asks before each sleep; the call costs a
-// hundredth of one.
+// goroutine moves between threads, so it asks before each short sleep.
 func punctual() {
 	_, _, _ = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_TIMERSLACK, 1, 0, 0, 0, 0)
 }

@@ -42,6 +42,14 @@ func (b *lateBackend) Flush() {
 	}
 }
 
+// closeFunc is a handler that minds nothing but the end.
+type closeFunc struct {
+	BaseHandler
+	f func()
+}
+
+func (h closeFunc) OnClose(*Conn, error) { h.f() }
+
 // What handlers leave for the end of the cycle is taken up also when a backend
 // dispatched while the loop was about to block, or a flush did.
 func TestCycleEndAfterLateDispatch(t *testing.T) {
@@ -74,9 +82,9 @@ func TestCycleEndAfterLateDispatch(t *testing.T) {
 	}
 	expect(1)
 	err = l.Do(func() {
-		ep := NewEndpoint(l, BaseHandler{}, late, Transport{}, "")
+		ep := NewEndpoint(l, closeFunc{f: func() { left = 2 }}, late, Transport{}, "")
 		ep.Open()
-		late.inFlush = func() { left = 2 }
+		late.inFlush = func() { ep.Closed(ErrClosed) }
 		b, err := ep.Conn().Alloc(1)
 		if err != nil {
 			t.Error(err)

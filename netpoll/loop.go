@@ -105,10 +105,6 @@ type Loop struct {
 	yielded int64 // when other goroutines last had their turn
 	spareP  bool  // there are more Ps than this loop's
 	watch   spinner
-	// sockets says that nothing but TCP ever found work. Then arming costs nothing and
-	// blocking is the next look, so a loop with few messages needs no empty cycle
-	// before it blocks. With many, that cycle lets more gather.
-	sockets bool
 	counts  loopCounts
 	stats   loopStats
 }
@@ -251,6 +247,9 @@ func (l *Loop) runHooks() {
 	}
 }
 
+// oweHooks notes that a handler runs that the hooks of this cycle may not have seen.
+func (l *Loop) oweHooks() { l.hooksOwe = len(l.hooks) > 0 }
+
 func (l *Loop) backend(rawURL string) (Backend, *url.URL, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -343,7 +342,6 @@ func (l *Loop) Run() error {
 	l.now = l.Clock()
 	l.yielded = l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
-	l.sockets = true
 	for !l.stopping.Load() {
 		work := l.cycle()
 		end := l.Clock()
@@ -358,7 +356,9 @@ func (l *Loop) Run() error {
 		}
 		if until := l.idle.napUntil(work); until > l.now {
 			l.nap(until)
-		} else if (work == 0 || l.sockets && l.idle.sparse()) && l.idle.mayPark(l.now) {
+		} else if (work == 0 || l.idle.sparse()) && l.idle.mayPark(l.now) {
+			// With few messages the look that park takes is enough. With many, an empty
+			// cycle before it lets more gather.
 			l.park()
 		} else if work == 0 {
 			l.spin()
@@ -412,18 +412,12 @@ func (l *Loop) cycle() int {
 func (l *Loop) foundWork(b *backendState) {
 	b.valid++
 	b.workAt, l.workAt = l.now, l.now
-	if _, ok := b.Backend.(*TCP); !ok {
-		l.sockets = false
-	}
 }
 
 // flush sends what handlers queued, and tells those that may send again. One that
 // always has more to send must not keep the others waiting: after a few rounds the
 // next cycle goes on.
 func (l *Loop) flush() {
-	if len(l.dirty) > 0 || len(l.writable) > 0 { // handlers run: OnWritable, OnClose
-		l.hooksOwe = len(l.hooks) > 0
-	}
 	for round := 0; round < flushRounds && (len(l.dirty) > 0 || len(l.writable) > 0); round++ {
 		for i := 0; i < len(l.dirty); i++ {
 			c := l.dirty[i]
@@ -439,6 +433,7 @@ func (l *Loop) flush() {
 		n := len(l.writable)
 		for i := 0; i < n; i++ {
 			if c := l.writable[i]; c.state == connOpen {
+				l.oweHooks()
 				c.handler.OnWritable(c)
 			}
 		}
@@ -491,7 +486,7 @@ func (l *Loop) park() {
 		b := &l.backends[i]
 		d, idle := b.Arm()
 		if !idle { // looking once more, it may have run handlers
-			l.hooksOwe = len(l.hooks) > 0
+			l.oweHooks()
 			l.foundWork(b)
 			l.idle.worked(1, l.now, l.now)
 			return

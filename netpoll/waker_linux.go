@@ -9,6 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// punctualBelow is how long a sleep must be for the kernel's usual lateness, 50 µs, to be
+// nothing beside it.
+const punctualBelow = 2 * time.Millisecond
+
 // waker is the loop's one epoll instance: where it sleeps, over an eventfd, the
 // descriptors of backends, and the sockets of the TCP backend, so that one system
 // call both sleeps and tells which sockets are ready.
@@ -97,7 +101,9 @@ func (w *waker) block(timeout time.Duration) (late int64, err error) {
 	from := int64(0)
 	if timeout >= 0 {
 		from = w.clock()
-		punctual()
+		if timeout < punctualBelow {
+			punctual()
+		}
 	}
 	n, err := w.wait(timeout)
 	w.sleeping.Store(false)
@@ -107,7 +113,7 @@ func (w *waker) block(timeout time.Duration) (late int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("netpoll: epoll_wait: %w", err)
 	}
-	if n == 0 && timeout > 0 {
+	if n == 0 && timeout > 0 && timeout < punctualBelow {
 		return w.clock() - from - int64(timeout), nil
 	}
 	var notified bool
