@@ -72,7 +72,7 @@ func TestNoMessageIsSleptOver(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				p := &pacer{rng: rand.New(rand.NewPCG(3, 3)), left: 200, done: make(chan struct{}), back: make(chan struct{}, 1)}
+				p := &pacer{rng: rand.New(rand.NewPCG(3, 3)), left: 60, done: make(chan struct{}), back: make(chan struct{}, 1)}
 				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 				defer cancel()
 				c, err := client.Dial(ctx, ln.URL(), p)
