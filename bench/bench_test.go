@@ -68,7 +68,7 @@ func nothingLeft(t *testing.T) {
 
 func run(t *testing.T, o bench.Options) (*report.Report, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // beside others
 	defer cancel()
 	o.Quick, o.Launcher, o.Version = true, launcher(t), "test"
 	if o.Idle == "" {

@@ -39,10 +39,10 @@ func TestDoctorCommand(t *testing.T) {
 		json bool
 		want string
 	}{
-		{"text", hostUnderTest, nil, nil, false, "All default transports run."},
+		{"text", hostUnderTest, []string{}, nil, false, "All default transports run."},
 		{"JSON", hostUnderTest, []string{"--json"}, nil, true, `"transport": "dpdk"`},
 		{"fix without root", hostUnderTest, []string{"--fix", "--json"}, nil, true, `"ok": true`},
-		{"something is missing", noUDP, nil, errNotWell, false, "missing   user-space rdma"},
+		{"something is missing", noUDP, []string{}, errNotWell, false, "missing   user-space rdma"},
 		{"something is missing, JSON", noUDP, []string{"--json"}, errNotWell, true, `"ok": false`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
