@@ -290,7 +290,7 @@ func badNets(t *testing.T, seeds, count int) {
 
 // TestBadNets: whatever the net does, every operation is done once, in order.
 func TestBadNets(t *testing.T) {
-	count := 400
+	count := 200
 	if raceDetector {
 		count = 150
 	}

@@ -38,13 +38,16 @@ func newNetns(t testing.TB, mtu int) *netns {
 			_ = exec.Command("ip", "netns", "del", name).Run()
 		}
 	})
-	for _, args := range []string{
+	commands := []string{
 		"netns add A", "netns add B", "-n A link add veth type veth peer name veth netns B",
 		"-n A link set lo up", "-n B link set lo up",
 		fmt.Sprintf("-n A link set veth mtu %d up", mtu), fmt.Sprintf("-n B link set veth mtu %d up", mtu),
 		"-n A addr add 192.0.2.1/24 dev veth", "-n B addr add 192.0.2.2/24 dev veth",
-		"-n A addr add 2001:db8::1/64 dev veth nodad", "-n B addr add 2001:db8::2/64 dev veth nodad",
-	} {
+	}
+	if mtu >= 1280 { // the least MTU of IPv6
+		commands = append(commands, "-n A addr add 2001:db8::1/64 dev veth nodad", "-n B addr add 2001:db8::2/64 dev veth nodad")
+	}
+	for _, args := range commands {
 		f := strings.Fields(strings.NewReplacer("A", n.name[0], "B", n.name[1]).Replace(args))
 		if out, err := exec.Command("ip", f...).CombinedOutput(); err != nil {
 			t.Skipf("no network namespaces here: ip %s: %v: %s", args, err, out)
@@ -140,17 +143,22 @@ func linkStats(n *node) string {
 // two network namespaces: nothing is dropped, the first packets before the MAC
 // address is known aside.
 func TestLinksOverVeth(t *testing.T) {
+	namespaces := map[int]*netns{} // by MTU: making them is slow
 	for _, tt := range []struct {
 		mtu  int
 		from string
 		to   string
 	}{{1500, "packet", "packet"}, {1500, "packet", "udp"}, {1500, "udp", "packet"}, {9000, "packet", "packet"}, {1500, "udp", "udp"}, {500, "packet", "udp"}} {
+		ns := namespaces[tt.mtu]
+		if ns == nil {
+			ns = newNetns(t, tt.mtu)
+			namespaces[tt.mtu] = ns
+		}
 		for _, v6 := range []bool{false, true} {
 			if v6 && tt.mtu < 1280 {
 				continue // the least MTU of IPv6
 			}
 			t.Run(fmt.Sprintf("%s to %s/mtu %d/v6 %v", tt.from, tt.to, tt.mtu, v6), func(t *testing.T) {
-				ns := newNetns(t, tt.mtu)
 				a, b := connectPair(t, ns.vethLink(t, tt.from, 0, v6), ns.vethLink(t, tt.to, 1, v6), options{slot: 3 * 4096})
 				if want := map[int]int{500: 256, 1500: 1024, 9000: 4096}[tt.mtu]; a.dev.Attr().PathMTU != want || b.dev.Attr().PathMTU != want {
 					t.Errorf("path MTUs %d and %d", a.dev.Attr().PathMTU, b.dev.Attr().PathMTU)
@@ -171,6 +179,9 @@ func TestLinksOverVeth(t *testing.T) {
 		}
 	}
 }
+
+// RaceDetector: see raceDetector.
+const RaceDetector = raceDetector
 
 // PacketDevices makes pairs of devices over packet links, for the conformance suite,
 // which is outside of this package.

@@ -11,10 +11,14 @@ import (
 
 // TestExactlyOnceInOrder is the promise of a reliable connection, on a bad network.
 func TestExactlyOnceInOrder(t *testing.T) {
-	count := 100_000
+	count := 20_000
 	if testing.Short() || raceDetector {
 		count = 5_000
 	}
+	exactlyOnce(t, count)
+}
+
+func exactlyOnce(t *testing.T, count int) {
 	for seed := range uint64(5) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			p := newPair(t, seed, Faults{
