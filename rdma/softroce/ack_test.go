@@ -2,6 +2,7 @@ package softroce
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,5 +205,46 @@ func TestEachGapIsReportedBehindAnAcknowledgement(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAnswerAcknowledgesItsRequest: who closes when the answer has come has nothing
+// under way any more. In dense traffic one acknowledgement stands for several requests.
+func TestAnswerAcknowledgesItsRequest(t *testing.T) {
+	p := newPair(t, 1, Faults{Delay: 10 * time.Microsecond}, 1024, options{})
+	p.a.postRecvs(t, 4)
+	p.b.postRecvs(t, 4)
+	post := func(n *node) {
+		wr := rdma.SendWR{Op: rdma.OpSend, Data: n.sendSlot(0)[:128], Signaled: true, Late: true}
+		if _, err := n.qp.PostSend([]rdma.SendWR{wr}); err != nil {
+			t.Fatal(err)
+		}
+		n.dev.Transmit(p.net.Now())
+	}
+	// ask returns what has completed at the asking end when the answer is there.
+	ask := func() (ops []rdma.WCOpcode) {
+		post(p.a)
+		p.net.Advance(p.net.Now() + int64(10*time.Microsecond))
+		p.b.dev.Progress(p.net.Now())
+		post(p.b)
+		p.net.Advance(p.net.Now() + int64(10*time.Microsecond))
+		p.a.dev.Progress(p.net.Now())
+		for _, wc := range p.a.poll() {
+			if wc.Status != rdma.Success {
+				t.Fatalf("completion %+v", wc)
+			}
+			ops = append(ops, wc.Op)
+		}
+		return ops
+	}
+	p.net.Advance(int64(time.Second))
+	for _, want := range []int{2, 1} {
+		if ops := ask(); len(ops) != want || !slices.Contains(ops, rdma.WCRecv) {
+			t.Errorf("completions of kinds %v with the answer, want %d", ops, want)
+		}
+	}
+	p.net.Advance(p.net.Now() + int64(200*time.Microsecond))
+	if ops := ask(); len(ops) != 3 {
+		t.Errorf("completions of kinds %v with the third answer, want its receive and two sends", ops)
 	}
 }

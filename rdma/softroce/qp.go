@@ -128,7 +128,7 @@ type queuePair struct {
 	resp           response
 	unanswered     int32 // packets received since the last response
 	askedBack      bool  // the peer asked for the acknowledgement that is pending
-	joinAt         int64 // when it goes along with data that is sent
+	answeredAt     int64 // when the last response was sent
 	ackAt          int64 // when it goes by itself
 	told           bool  // EventCommEstablished was raised
 	done           []executed

@@ -72,10 +72,10 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 }
 
 // joinData sends the acknowledgement that is pending behind data that was just
-// written, if it has waited long enough for others: the two cost one system call and
-// wake the peer once.
+// written, unless another went shortly before: the two cost one system call and wake
+// the peer once. An answer so acknowledges its request, but in dense traffic.
 func (q *queuePair) joinData(now int64) {
-	if q.resp != respAck || !q.answers.empty() || q.unanswered < ackEvery && now < q.joinAt {
+	if q.resp != respAck || !q.answers.empty() || q.unanswered < ackEvery && now < q.answeredAt+q.dev.ackDelay {
 		return
 	}
 	if f := q.dev.frame(); f != nil {

@@ -54,7 +54,7 @@ func (q *queuePair) oweAck(now int64, asked bool) {
 	d := q.dev
 	if q.resp != respAck {
 		q.resp, q.askedBack = respAck, false
-		q.joinAt, q.ackAt = now+d.ackDelay, now+lateAck
+		q.ackAt = now + lateAck
 	} else if !asked {
 		return
 	}
@@ -149,7 +149,7 @@ func (q *queuePair) sendResponse(f *Frame, r response) {
 			s.ErrNAKsSent++
 		}
 	}
-	q.unanswered = 0
+	q.unanswered, q.answeredAt = 0, q.dev.now
 	b := f.Data
 	(*roce.BTH)(b).Put(roce.Acknowledge, 0, q.peerQPN, false, psn)
 	(*roce.AETH)(b[roce.BTHLen:]).Put(syn, q.msn)
