@@ -235,7 +235,7 @@ func (t *TCP) Poll(budget int) int {
 	if len(t.starved) > 0 && t.loop.now >= t.retryAt {
 		work += t.feedStarved()
 	}
-	if events := t.loop.wake.ready(); len(events) > 0 { // the loop slept, and this ended it
+	if events, asked := t.loop.wake.ready(); asked { // the loop slept: these became ready, and no others
 		return work + t.serve(events)
 	}
 	for i := 0; i < len(t.hot); i++ {

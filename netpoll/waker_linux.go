@@ -29,6 +29,7 @@ type waker struct {
 	noPwait2   bool // kernel before 5.11, or an emulator: millisecond time-outs
 	events     [64]unix.EpollEvent
 	sockets    []unix.EpollEvent // found by the last block and not yet taken
+	asked      bool              // the last block told which sockets are ready, and nobody has taken that
 }
 
 func newWaker(clock func() int64) (*waker, error) {
@@ -97,7 +98,7 @@ func (w *waker) notify() {
 // a negative timeout means without end. late is how long the wake-up took, 0 where
 // that cannot be known.
 func (w *waker) block(timeout time.Duration) (late int64, err error) {
-	w.sockets = nil
+	w.sockets, w.asked = nil, false
 	from := int64(0)
 	if timeout >= 0 {
 		from = w.clock()
@@ -113,6 +114,7 @@ func (w *waker) block(timeout time.Duration) (late int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("netpoll: epoll_wait: %w", err)
 	}
+	w.asked = true
 	if n == 0 && timeout > 0 && timeout < punctualBelow {
 		return w.clock() - from - int64(timeout), nil
 	}
@@ -144,12 +146,12 @@ func (w *waker) sort(n int) (sockets []unix.EpollEvent, notified bool) {
 	return w.events[:k], notified
 }
 
-// ready returns the sockets that the last block found; nil if it found none or
-// they were taken. Valid until the next call of a method.
-func (w *waker) ready() []unix.EpollEvent {
-	s := w.sockets
-	w.sockets = nil
-	return s
+// ready returns the sockets that the last block found. asked is false if it was
+// interrupted or they were taken. Valid until the next call of a method.
+func (w *waker) ready() (sockets []unix.EpollEvent, asked bool) {
+	sockets, asked = w.sockets, w.asked
+	w.sockets, w.asked = nil, false
+	return sockets, asked
 }
 
 // poll asks for ready sockets, at most as many as limit.

@@ -54,13 +54,15 @@ type Port struct {
 	armed          bool
 	broken         bool // the peer broke the protocol: bursts find nothing
 
-	signal  int // eventfd: the state changed
-	gone    chan struct{}
-	goneErr error
-	watcher sync.WaitGroup
-	closing atomic.Bool
-	mu      sync.Mutex // guards refused, and ctl until up
-	refused error
+	signal int // eventfd: the state changed
+	// signalled: signal may have something to drain. Rare, so no sleep pays a read for it.
+	signalled atomic.Bool
+	gone      chan struct{}
+	goneErr   error
+	watcher   sync.WaitGroup
+	closing   atomic.Bool
+	mu        sync.Mutex // guards refused, and ctl until up
+	refused   error
 
 	stats, published Stats
 	rxCalls          uint32
@@ -141,6 +143,7 @@ func (p *Port) end(err error) {
 func (p *Port) wakeOwner() {
 	one := [8]byte{1}
 	_, _ = unix.Write(p.signal, one[:])
+	p.signalled.Store(true) // behind the write: who sees it can drain it
 }
 
 // Up implements dpdk.LinkState: whether the peer is there. Any goroutine.
@@ -459,7 +462,9 @@ func (p *Port) Watch(ws []dpdk.Watched) (_ []dpdk.Watched, ok bool) {
 func (p *Port) Arm() (idle bool) {
 	p.publishStats()
 	// Stale notifications first; one that comes later stays.
-	drain(p.signal)
+	if p.signalled.Load() && p.signalled.Swap(false) {
+		drain(p.signal)
+	}
 	if !p.up.Load() || p.broken {
 		return true
 	}
