@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 )
 
 func BenchmarkRoundTrip(b *testing.B) {
@@ -82,46 +82,11 @@ func BenchmarkOneWay(b *testing.B) {
 	}
 }
 
-// sparse sends a message each interval, left times.
-type sparse struct {
-	netpoll.BaseHandler
-	left int
-	done chan struct{}
-}
-
-const sparseInterval = 2 * time.Millisecond
-
-func (s *sparse) tick(c *netpoll.Conn) {
-	if s.left--; s.left < 0 {
-		close(s.done)
-		return
-	}
-	if err := sendCopy(c, make([]byte, 128)); err != nil {
-		c.Close(err)
-	}
-	c.Loop().After(sparseInterval, func() { s.tick(c) })
-}
-
-// sparseWakeUps reports how often each end sleeps for each of b.N requests that come so far
-// apart that both sleep between them. The server must for each, the client twice: its timer
-// wakes it too.
-func sparseWakeUps(b *testing.B, server, client *netpoll.Loop, c *netpoll.Conn, s *sparse) {
-	s.left, s.done = b.N, make(chan struct{})
-	b.ResetTimer()
-	before, beforeClient := server.Stats().Parks, client.Stats().Parks
-	if err := client.Do(func() { s.tick(c) }); err != nil {
-		b.Fatal(err)
-	}
-	<-s.done
-	b.ReportMetric(float64(server.Stats().Parks-before)/float64(b.N), "server-sleeps/op")
-	b.ReportMetric(float64(client.Stats().Parks-beforeClient)/float64(b.N), "client-sleeps/op")
-}
-
 // BenchmarkSparse counts wake-ups over the engine on UDP; rdma/verbs has the same for devices
 // and TCP.
 func BenchmarkSparse(b *testing.B) {
 	o := nodeOptions{loop: netpoll.Options{Idle: netpoll.Efficient()}}
 	server, client := startNode(b, o), startNode(b, o)
-	s := &sparse{}
-	sparseWakeUps(b, server.loop, client.loop, client.dial(server.listen(&pinger{}), s), s)
+	s := &looptest.Sparse{}
+	s.SleepsPerRequest(b, server.loop, client.dial(server.listen(&pinger{}), s))
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/verbs"
 )
@@ -364,41 +365,6 @@ func blockingTCP(b *testing.B, addr string) {
 	}
 }
 
-// sparse sends a message each interval, left times.
-type sparse struct {
-	netpoll.BaseHandler
-	left int
-	done chan struct{}
-}
-
-const sparseInterval = 2 * time.Millisecond
-
-func (s *sparse) tick(c *netpoll.Conn) {
-	if s.left--; s.left < 0 {
-		close(s.done)
-		return
-	}
-	if err := sendCopy(c, make([]byte, 128)); err != nil {
-		c.Close(err)
-	}
-	c.Loop().After(sparseInterval, func() { s.tick(c) })
-}
-
-// sparseWakeUps reports how often each end sleeps for each of b.N requests that come so far
-// apart that both sleep between them. The server must for each, the client twice: its timer
-// wakes it too.
-func sparseWakeUps(b *testing.B, server, client *netpoll.Loop, c *netpoll.Conn, s *sparse) {
-	s.left, s.done = b.N, make(chan struct{})
-	b.ResetTimer()
-	before, beforeClient := server.Stats().Parks, client.Stats().Parks
-	if err := client.Do(func() { s.tick(c) }); err != nil {
-		b.Fatal(err)
-	}
-	<-s.done
-	b.ReportMetric(float64(server.Stats().Parks-before)/float64(b.N), "server-sleeps/op")
-	b.ReportMetric(float64(client.Stats().Parks-beforeClient)/float64(b.N), "client-sleeps/op")
-}
-
 // BenchmarkSparse counts wake-ups over the device and over TCP.
 func BenchmarkSparse(b *testing.B) {
 	needDevice(b)
@@ -413,8 +379,8 @@ func BenchmarkSparse(b *testing.B) {
 		b.Run(tc.name, func(b *testing.B) {
 			server := startLoop(b, tc.backend(), netpoll.Efficient())
 			client := startLoop(b, tc.backend(), netpoll.Efficient())
-			s := &sparse{}
-			sparseWakeUps(b, server, client, dial(b, client, listen(b, server, tc.url, echo{}), s), s)
+			s := &looptest.Sparse{}
+			s.SleepsPerRequest(b, server, dial(b, client, listen(b, server, tc.url, echo{}), s))
 		})
 	}
 }
