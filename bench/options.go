@@ -38,7 +38,7 @@ type Options struct {
 	// are there, efficient for matched, else balanced. A client that shares its CPU with the proxy is
 	// efficient in any case.
 	Idle string
-	// Duration of one measurement, without its warm-up. Default 0.8 s, quick 0.4 s.
+	// Duration of one measurement, without its warm-up. Default 0.7 s, quick 0.4 s.
 	Duration time.Duration
 	// Quick finishes within a minute: one repetition instead of three.
 	Quick bool
@@ -116,7 +116,7 @@ func (o *Options) validate() error {
 		o.Connections = 1
 	}
 	if o.Duration == 0 {
-		o.Duration = 800 * time.Millisecond
+		o.Duration = 700 * time.Millisecond
 		if o.Quick {
 			o.Duration = 400 * time.Millisecond
 		}
