@@ -158,6 +158,22 @@ func TestWorkloads(t *testing.T) {
 	}
 }
 
+// Without a proxy the client measures what otherwise the proxy does.
+func TestDirect(t *testing.T) {
+	rep, err := run(t, bench.Options{Workloads: []string{"produce", "consume"}, Transports: []string{"tcp", "rdma"}, Rate: 500, Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rep.Results {
+		if !r.Direct || r.Placement["proxy"] != "" || r.Messages == 0 || *r.Lost != 0 || *r.Duplicated != 0 {
+			t.Errorf("%s: %+v", r.Condition(), r)
+		}
+		if r.Workload == "produce" && (r.SendRTMicros == nil || r.SendRTMicros.P50 <= 0) {
+			t.Errorf("%s: send RT %+v of %+v", r.Condition(), r.SendRTMicros, r.RTMicros)
+		}
+	}
+}
+
 // A file's lines are the messages, empty and large ones included.
 func TestInput(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "in")

@@ -143,7 +143,7 @@ func measureOnce(ctx context.Context, l *role.Launcher, servers []part, client p
 	if err != nil {
 		return nil, err
 	}
-	found.result = *measured.Result
+	found.result, found.sendRT = *measured.Result, measured.Result.SendRT
 	if found.result.Messages == 0 {
 		return nil, fmt.Errorf("%w %v: the machine has no time for it, or --duration and --rate are too low", errTooShort, found.result.Elapsed)
 	}

@@ -34,6 +34,9 @@ type Options struct {
 	Rate float64
 	// Connections of the client. Default 1.
 	Connections int
+	// Direct lets clients reach the broker itself, over the transport under test, where a
+	// workload otherwise has a proxy between them.
+	Direct bool
 	// Idle policy of the loops under test. Default: latency for rtt where two CPUs
 	// are there, efficient for matched, else balanced. A client that shares its CPU with the proxy is
 	// efficient in any case.

@@ -99,7 +99,7 @@ func (r *runner) consumeJobs() []*job {
 func messageRate(r *report.Row) float64 { return r.MessagesPerSecond }
 
 // pathJob measures client → proxy → broker with the transport between the latter
-// two. load says how the client sends.
+// two, or client → broker. load says how the client sends.
 func (r *runner) pathJob(workload, transport, device string, load role.Spec) *job {
 	idle := cmp.Or(load.Idle, r.idleOr(netpoll.Balanced()))
 	spec := load
@@ -116,24 +116,30 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	if !verify {
 		client.spec.Role = "consumer"
 	}
-	if slices.Equal(client.place.CPUs, proxy.place.CPUs) {
+	if r.o.Direct {
+		client.spec.Device, client.spec.SendRT = device, true
+	} else if slices.Equal(client.place.CPUs, proxy.place.CPUs) {
 		client.spec.Idle = netpoll.Efficient().Name // a client that spins takes its proxy's time
 	}
 	if device == blockingSockets {
 		idle = "blocking"
 		broker.spec.Role, proxy.spec.Role, client.spec.Blocking = "net-broker", "net-proxy", true
 	}
+	servers := []part{broker, proxy}
+	if r.o.Direct {
+		servers = servers[:1]
+	}
 
 	j := &job{
 		row: report.Row{
 			Workload: workload, Transport: transport, Topology: r.topo.name, Device: device, Layer: "message", Idle: idle, Emulated: r.emul,
 			Batched: &load.Batched, FlushPerMessage: &load.FlushEach, Connections: spec.Connections,
-			Placement: placement(client, proxy, broker), Durability: spec.Durability,
+			Placement: placement(append(slices.Clone(servers), client)...), Durability: spec.Durability, Direct: r.o.Direct,
 		},
 		atRate: func(ctx context.Context, rate float64) (*sample, error) {
 			client := client
 			client.spec.Rate = rate
-			return measureRow(ctx, &r.o.Launcher, []part{broker, proxy}, client, verify)
+			return measureRow(ctx, &r.o.Launcher, servers, client, verify)
 		},
 	}
 	j.once = func(ctx context.Context) (*sample, error) { return j.atRate(ctx, load.Rate) }

@@ -40,6 +40,9 @@ type ClientConfig struct {
 	// loop; those that do not shrink stay as they are. The broker stores them so.
 	// Default serialize.None.
 	Compression serialize.Compression
+	// OnSendRT, if set, is told for every batch how many nanoseconds after it was
+	// sent its acknowledgement came. On the client's loop.
+	OnSendRT func(nanos int64)
 	// Logger takes what no caller can be told. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -79,6 +82,7 @@ func Connect(ctx context.Context, cfg ClientConfig) (*Client, error) {
 	if err != nil {
 		return nil, errors.Join(err, stopNow(h))
 	}
+	l.onSendRT = cfg.OnSendRT
 	c := &Client{host: h, link: l, trim: newTrimmer(h.loop, h.pool)}
 	first := make(chan error, 1)
 	tell := func(err error) {

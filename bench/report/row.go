@@ -31,6 +31,7 @@ type Row struct {
 	FlushPerMessage *bool             `json:"flushPerMessage,omitempty"`
 	Connections     int               `json:"connections,omitempty"`
 	Placement       map[string]string `json:"placement,omitempty"` // role: where it ran
+	Direct          bool              `json:"direct,omitempty"`    // no proxy between client and broker
 	Durability      string            `json:"durability,omitempty"`
 	Sustained       *bool             `json:"sustained,omitempty"`
 
@@ -45,7 +46,7 @@ type Row struct {
 	Duplicated        *int64  `json:"duplicated,omitempty"`
 
 	RTMicros     *measure.Quantiles `json:"rtMicros,omitempty"`
-	SendRTMicros *measure.Quantiles `json:"sendRtMicros,omitempty"` // proxy → broker → proxy
+	SendRTMicros *measure.Quantiles `json:"sendRtMicros,omitempty"` // proxy → broker → proxy, or client → broker → client
 
 	CPUMicrosPerMessage map[string]float64 `json:"cpuMicrosPerMessage,omitempty"` // machine and roles
 	BusyShare           map[string]float64 `json:"busyShare,omitempty"`           // roles
@@ -92,6 +93,9 @@ func (r *Row) Condition() string {
 	}
 	if r.FlushPerMessage != nil && *r.FlushPerMessage {
 		s += " flush-per-message"
+	}
+	if r.Direct {
+		s += " direct"
 	}
 	if r.sized() {
 		s += fmt.Sprintf(" %.0fB", r.MessageBytes)

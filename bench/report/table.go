@@ -31,7 +31,7 @@ func Reference(rows []Row, row *Row) *Row {
 
 func comparable(a, b *Row) bool {
 	return a.Workload == b.Workload && a.Topology == b.Topology && a.Layer == b.Layer && a.Connections == b.Connections &&
-		a.Share == b.Share && (!a.sized() || a.MessageBytes == b.MessageBytes) && isTrue(a.Batched) == isTrue(b.Batched) && isTrue(a.FlushPerMessage) == isTrue(b.FlushPerMessage) &&
+		a.Direct == b.Direct && a.Share == b.Share && (!a.sized() || a.MessageBytes == b.MessageBytes) && isTrue(a.Batched) == isTrue(b.Batched) && isTrue(a.FlushPerMessage) == isTrue(b.FlushPerMessage) &&
 		(a.Idle == b.Idle || a.Idle == "blocking" || b.Idle == "blocking")
 }
 
@@ -77,6 +77,9 @@ func conditions(r *Row) string {
 	}
 	if isTrue(r.FlushPerMessage) {
 		s = append(s, "flush per message")
+	}
+	if r.Direct {
+		s = append(s, "no proxy")
 	}
 	if r.Share > 0 {
 		s = append(s, fmt.Sprintf("%.0f %% of TCP's maximum: %s/s", 100*r.Share, number(r.OfferedRate)))

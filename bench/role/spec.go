@@ -31,6 +31,7 @@ type Spec struct {
 	Batched     bool          `json:"batched,omitempty"`
 	FlushEach   bool          `json:"flushEach,omitempty"`
 	Blocking    bool          `json:"blocking,omitempty"` // Go's blocking sockets, no event loop
+	SendRT      bool          `json:"sendRT,omitempty"`   // a producer reports Result.SendRT
 	DataDir     string        `json:"dataDir,omitempty"`
 	Durability  string        `json:"durability,omitempty"`
 	Count       int64         `json:"count,omitempty"`
@@ -90,6 +91,7 @@ type Result struct {
 	Bytes      int64              `json:"bytes"` // payload
 	Elapsed    time.Duration      `json:"elapsed"`
 	RT         *measure.Quantiles `json:"rt,omitempty"`
+	SendRT     *measure.Quantiles `json:"sendRT,omitempty"` // from the sending of a batch to its acknowledgement
 	Lost       *int64             `json:"lost,omitempty"`
 	Duplicated *int64             `json:"duplicated,omitempty"`
 	Sustained  *bool              `json:"sustained,omitempty"`

@@ -27,7 +27,7 @@ func runConsumer(ctx context.Context, spec role.Spec, c *role.Control) error {
 	}
 	clients := make([]*broker.Client, max(1, spec.Connections))
 	for i := range clients {
-		if clients[i], err = connect(ctx, spec); err != nil {
+		if clients[i], err = connect(ctx, spec, nil); err != nil {
 			return err
 		}
 	}

@@ -157,9 +157,10 @@ func runProxy(ctx context.Context, spec role.Spec, c *role.Control) error {
 	return c.ServeUntilStop(ctx, m, ended(p.Loop()), stopping(p.Shutdown))
 }
 
-// connect makes a client of the proxy at spec.URL.
-func connect(ctx context.Context, spec role.Spec) (*broker.Client, error) {
-	backends, err := transports.Backends(spec.URL)
+// connect makes a client of the proxy or broker at spec.URL. onSendRT may be nil.
+func connect(ctx context.Context, spec role.Spec, onSendRT func(nanos int64)) (*broker.Client, error) {
+	url := transports.With(spec.URL, spec.Device)
+	backends, err := transports.Backends(url)
 	if err != nil {
 		return nil, err
 	}
@@ -170,6 +171,6 @@ func connect(ctx context.Context, spec role.Spec) (*broker.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	return broker.Connect(ctx, broker.ClientConfig{
-		URL: spec.URL, Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, Batch: batching(spec), Logger: warnings(),
+		URL: url, Backends: backends, Idle: idle, MaxMessageBytes: maxMessageBytes, Batch: batching(spec), OnSendRT: onSendRT, Logger: warnings(),
 	})
 }

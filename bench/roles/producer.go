@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/millrace/millrace/bench/measure"
 	"github.com/millrace/millrace/bench/messages"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/netpoll"
@@ -94,15 +95,18 @@ func (l *load) run(ctx context.Context) error {
 
 func (l *load) result() *role.Result {
 	r := &role.Result{Elapsed: l.w.to.Sub(l.w.from)}
-	total := newTally()
+	total, sendRT := newTally(), measure.NewHistogram()
 	var backlog int64
 	for _, p := range l.producers {
 		total.hist.Merge(p.t.hist)
+		if p.sendRT != nil {
+			sendRT.Merge(p.sendRT)
+		}
 		r.Messages += p.t.messages
 		r.Bytes += p.t.bytes
 		backlog += p.backlog
 	}
-	r.RT = total.hist.Quantiles()
+	r.RT, r.SendRT = total.hist.Quantiles(), sendRT.Quantiles()
 	if l.spec.Rate > 0 {
 		ok := float64(backlog) <= l.spec.Rate*backlogAllowed.Seconds()+1
 		r.Sustained = &ok
@@ -132,8 +136,9 @@ type producer struct {
 	wake      chan struct{}
 	sentAt    []time.Time // closed loop, by token; the length is the window
 
-	t     *tally // Complete's until all is answered
-	clock coarseClock
+	t      *tally             // Complete's until all is answered
+	sendRT *measure.Histogram // likewise; nil if nobody asks
+	clock  coarseClock
 }
 
 func newProducer(ctx context.Context, l *load, id uint32) (*producer, error) {
@@ -141,9 +146,21 @@ func newProducer(ctx context.Context, l *load, id uint32) (*producer, error) {
 	if l.spec.Rate == 0 {
 		p.sentAt = make([]time.Time, l.spec.Window)
 	}
+	var onSendRT func(nanos int64)
+	if l.spec.SendRT {
+		p.sendRT = measure.NewHistogram()
+		onSendRT = p.acknowledged
+	}
 	var err error
-	p.out, err = newSender(ctx, l.spec, p)
+	p.out, err = newSender(ctx, l.spec, p, onSendRT)
 	return p, err
+}
+
+// acknowledged records how long a batch was under way. On Complete's goroutine.
+func (p *producer) acknowledged(nanos int64) {
+	if now := time.Now(); p.l.w.counts(now) && !p.l.w.over(now) {
+		p.sendRT.Record(time.Duration(nanos))
+	}
 }
 
 func (p *producer) run(ctx context.Context) error {

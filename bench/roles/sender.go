@@ -27,11 +27,13 @@ type sender interface {
 	close() error
 }
 
-func newSender(ctx context.Context, spec role.Spec, to batcher.Completer) (sender, error) {
+// newSender connects a client. onSendRT is told on the completions' goroutine how long
+// each batch was under way; it may be nil.
+func newSender(ctx context.Context, spec role.Spec, to batcher.Completer, onSendRT func(nanos int64)) (sender, error) {
 	if spec.Blocking {
-		return dialNetSender(ctx, spec, to)
+		return dialNetSender(ctx, spec, to, onSendRT)
 	}
-	client, err := connect(ctx, spec)
+	client, err := connect(ctx, spec, onSendRT)
 	if err != nil {
 		return nil, err
 	}
@@ -81,16 +83,19 @@ type netSender struct {
 	acks    int64 // frames read
 	closing atomic.Bool
 	ended   chan struct{}
+
+	onSendRT func(nanos int64)
 }
 
 type netFlight struct {
 	correlation uint32
 	first       uint64
 	records     int
+	at          time.Time // if somebody asks for it
 }
 
-func dialNetSender(ctx context.Context, spec role.Spec, to batcher.Completer) (*netSender, error) {
-	s := &netSender{to: to, most: netBatchRecords, buf: make([]byte, netBatchBytes), flights: make(chan netFlight, netInFlight), ended: make(chan struct{})}
+func dialNetSender(ctx context.Context, spec role.Spec, to batcher.Completer, onSendRT func(nanos int64)) (*netSender, error) {
+	s := &netSender{to: to, onSendRT: onSendRT, most: netBatchRecords, buf: make([]byte, netBatchBytes), flights: make(chan netFlight, netInFlight), ended: make(chan struct{})}
 	if spec.FlushEach {
 		s.most = 1
 	}
@@ -176,8 +181,12 @@ func (s *netSender) flush() error {
 	}
 	batch := s.builder.Finish()
 	s.sent++
+	f := netFlight{correlation: s.sent, first: s.first, records: n}
+	if s.onSendRT != nil {
+		f.at = time.Now()
+	}
 	select {
-	case s.flights <- netFlight{s.sent, s.first, n}:
+	case s.flights <- f:
 	case <-s.ended:
 		return net.ErrClosed
 	}
@@ -235,6 +244,9 @@ func (s *netSender) answered(frame []byte) error {
 		ack, f := acks.At(i), <-s.flights
 		if ack.Correlation != f.correlation {
 			return fmt.Errorf("an answer to request %d where %d was due", ack.Correlation, f.correlation)
+		}
+		if s.onSendRT != nil {
+			s.onSendRT(int64(time.Since(f.at)))
 		}
 		for n := range f.records {
 			s.to.Complete(f.first+uint64(n), int64(ack.Base)+int64(n), nil)

@@ -34,7 +34,7 @@ func parseKey(key []byte) (id uint32, seq uint64, ok bool) {
 func (l *load) verify(ctx context.Context) (*role.Result, error) {
 	spec := l.spec
 	spec.FlushEach = false
-	client, err := connect(ctx, spec)
+	client, err := connect(ctx, spec, nil)
 	if err != nil {
 		return nil, fmt.Errorf("reading back: %w", err)
 	}

@@ -43,7 +43,8 @@ Workloads:
               the same load, half of what TCP was able to do: the cost of a message, and its round trip
   consume     reading a topic from its start
   serialize   the batch format beside others, on one core and two
-Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test. What was
+Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test; with --direct
+there is no proxy. What was
 acknowledged is read back and compared, byte by byte. TCP runs through the same event loop (epoll) and
 as ordinary blocking sockets (net). With --topology netns everything but dpdk crosses a veth pair; a memif
 port is shared memory, only its connection's set-up crosses.
@@ -62,6 +63,7 @@ both runs' repetitions together (with --quick there is one repetition, no spread
 	fl.StringVar(&f.options.Input, "input", "", "file of real messages, one per line")
 	fl.Float64Var(&f.options.Rate, "rate", 0, "messages per second of the produce workload (default 2000)")
 	fl.IntVar(&f.options.Connections, "connections", 1, "connections of the client")
+	fl.BoolVar(&f.options.Direct, "direct", false, "no proxy: clients reach the broker itself, over the transport under test")
 	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, efficient for matched, else balanced)")
 	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 0.8s, quick 0.4s)")
 	fl.BoolVar(&f.options.Quick, "quick", false, "one repetition of each, done within a minute")
