@@ -160,12 +160,15 @@ func TestWorkloads(t *testing.T) {
 
 // Without a proxy the client measures what otherwise the proxy does.
 func TestDirect(t *testing.T) {
-	rep, err := run(t, bench.Options{Workloads: []string{"produce", "consume"}, Transports: []string{"tcp", "rdma"}, Rate: 500, Direct: true})
+	rep, err := run(t, bench.Options{Workloads: []string{"produce", "consume"}, Transports: []string{"tcp", "rdma:softroce+udp"}, Rate: 500, Direct: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+	if len(rep.Results) != 6+2 { // three devices, with the aggregator and without; consume has no blocking sockets
+		t.Errorf("%d rows", len(rep.Results))
+	}
 	for _, r := range rep.Results {
-		if !r.Direct || r.Placement["proxy"] != "" || r.Messages == 0 || *r.Lost != 0 || *r.Duplicated != 0 {
+		if !r.Direct || r.Placement["proxy"] != "" || r.Workload == "produce" && r.Label == "" || r.Messages == 0 || *r.Lost != 0 || *r.Duplicated != 0 {
 			t.Errorf("%s: %+v", r.Condition(), r)
 		}
 		if r.Workload == "produce" && (r.SendRTMicros == nil || r.SendRTMicros.P50 <= 0) {
@@ -244,6 +247,14 @@ func noNetns() string {
 		return fmt.Sprintf("ip netns exec does not work here: %v: %s", err, out)
 	}
 	return ""
+}
+
+// A device that is not there is told as skipped.
+func TestNoSuchDevice(t *testing.T) {
+	rep, err := run(t, bench.Options{Workloads: []string{"rtt"}, Transports: []string{"rdma:rxe77"}})
+	if !errors.Is(err, bench.ErrSkipped) || len(rep.Skipped) != 1 || !strings.Contains(rep.Skipped[0].Reason, "rxe77") || len(rep.Results) != 0 {
+		t.Errorf("%v, %+v", err, rep)
+	}
 }
 
 // An impossible topology is told as skipped, with a fix.

@@ -17,8 +17,8 @@ import (
 
 // Options say what to measure. Zero values mean the defaults.
 type Options struct {
-	// Transports to compare; nil: all, and one that cannot run here is skipped
-	// without being an error.
+	// Transports to compare, each with all its devices, or as SCHEME:DEVICE with that one;
+	// nil: all, and one that cannot run here is skipped without being an error.
 	Transports []string
 	// Topology is local (loopback and shared memory) or netns (two network
 	// namespaces joined by a veth pair; root only). Default local.
@@ -94,7 +94,8 @@ func (o *Options) validate() error {
 		o.Workloads = Workloads
 	}
 	for _, t := range o.Transports {
-		if _, err := transports.ByScheme(t); err != nil {
+		scheme, _, _ := strings.Cut(t, ":")
+		if _, err := transports.ByScheme(scheme); err != nil {
 			return usage("%v", err)
 		}
 	}
@@ -128,6 +129,20 @@ func (o *Options) validate() error {
 		o.Progress = silent{}
 	}
 	return nil
+}
+
+// wanted tells whether a transport was asked for, and the only device of it to be
+// measured; empty: all.
+func (o *Options) wanted(scheme string) (device string, ok bool) {
+	if len(o.Transports) == 0 {
+		return "", true
+	}
+	for _, t := range o.Transports {
+		if s, device, _ := strings.Cut(t, ":"); s == scheme {
+			return device, true
+		}
+	}
+	return "", false
 }
 
 type silent struct{}

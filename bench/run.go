@@ -95,16 +95,19 @@ func (r *runner) makeTopology() (*topology, error) {
 // probe finds out which transports can run, and over which devices. skipped is
 // ErrSkipped if one that was named cannot.
 func (r *runner) probe(ctx context.Context) (skipped, err error) {
-	wanted, named := r.o.Transports, len(r.o.Transports) > 0
-	if !named {
-		wanted = transports.Schemes()
-	}
+	named := len(r.o.Transports) > 0
 	r.devices = map[string][]transports.Device{}
 	for _, t := range transports.All() {
-		if !slices.Contains(wanted, t.Scheme) {
+		only, wanted := r.o.wanted(t.Scheme)
+		if !wanted {
 			continue
 		}
+		known := only == ""
 		for _, d := range t.Devices() {
+			if only != "" && d.Name != only {
+				continue
+			}
+			known = true
 			un, err := r.probeDevice(ctx, &t, &d)
 			if err != nil {
 				return nil, err
@@ -114,6 +117,9 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 				continue
 			}
 			r.devices[t.Scheme] = append(r.devices[t.Scheme], d)
+		}
+		if !known {
+			r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: only + ": there is no such device", Fix: "millrace doctor lists them"})
 		}
 		if named && !r.has(t.Scheme) {
 			skipped = ErrSkipped

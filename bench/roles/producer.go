@@ -36,7 +36,12 @@ func runProducer(ctx context.Context, spec role.Spec, c *role.Control) error {
 		}
 		load.producers = append(load.producers, p)
 	}
-	c.Emit(role.Event{Kind: role.Ready})
+	ready := role.Event{Kind: role.Ready}
+	if spec.SendRT { // else a proxy's link is what is measured
+		t := load.producers[0].out.transport()
+		ready.Device, ready.Label, ready.Reason = t.Device, t.Label, t.Reason
+	}
+	c.Emit(ready)
 	if err := c.Expect(ctx, role.Start); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/broker"
 	"github.com/millrace/millrace/broker/wire"
+	"github.com/millrace/millrace/netpoll"
 	"github.com/millrace/millrace/serialize"
 )
 
@@ -23,6 +24,8 @@ type sender interface {
 	flush() error
 	// cycle changes with each burst of completions. Their goroutine only.
 	cycle() int64
+	// transport is what the connection runs on.
+	transport() netpoll.Transport
 	// close ends the connection once all is answered.
 	close() error
 }
@@ -52,6 +55,10 @@ func (s *loopSender) append(ctx context.Context, r *serialize.Record, token uint
 }
 func (s *loopSender) flush() error { return nil } // at the end of the duty cycle
 func (s *loopSender) cycle() int64 { return s.client.Loop().Now() }
+func (s *loopSender) transport() netpoll.Transport {
+	t, _ := s.client.Transport()
+	return t
+}
 func (s *loopSender) close() error {
 	s.out.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
@@ -198,6 +205,10 @@ func (s *netSender) flush() error {
 }
 
 func (s *netSender) cycle() int64 { return s.acks }
+
+func (s *netSender) transport() netpoll.Transport {
+	return netpoll.Transport{Device: "net", Label: "kernel"}
+}
 
 func (s *netSender) close() error {
 	s.closing.Store(true)

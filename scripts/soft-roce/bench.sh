@@ -4,9 +4,10 @@
 #   bench.sh DIR [ARGUMENTS OF millrace bench]
 #
 # DIR holds millrace and verbs.bench, the test binary of rdma/verbs, both built with the tag
-# verbs. Without arguments: round trips, and produce at a fixed rate. perftest (ib_send_lat,
-# ib_send_bw), where it is installed, measures the same device before, between and after:
-# what C on bare verbs reaches. The last lines set the medians beside each other.
+# verbs. With arguments: millrace bench alone. Without: round trips; produce at a fixed rate,
+# through a proxy and without one, the latter also with loops that spin; and the bare device in
+# turns with perftest (ib_send_lat, ib_send_bw), where that is installed: what C on bare verbs
+# reaches. The last lines set medians beside each other.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=common.sh
@@ -15,9 +16,10 @@ dir=$(cd "$1" && pwd)
 millrace=$dir/millrace
 shift
 device=${MILLRACE_RDMA_DEVICE:?run it through with-device.sh}
-# A rate that no transport is near its limit at, in an emulated guest.
-[ $# -gt 0 ] || set -- --transports tcp,rdma --topology local --workload rtt,produce --rate 100
 out=${OUT:-$(mktemp -d)}
+if [ $# -gt 0 ]; then
+	exec "$millrace" bench --json "$out/bench.json" "$@"
+fi
 text=$(describe "$device")
 address=$(sed -n 's/^address=//p' <<<"$text")
 index=$(sed -n 's/^gid_index=//p' <<<"$text")
@@ -31,61 +33,85 @@ perftest() {
 	result=$(timeout 60 "$@" -d "$device" -x "$index" "$address" 2>/dev/null | grep -E '^ *128 ') || true
 	kill $server 2>/dev/null || true
 	wait $server 2>/dev/null || true
-	[ -n "$result" ] && echo "$result"
+	echo "$result"
 }
-bare() {
-	local row
+# ours NAME UNIT prints a figure of our device alone, without loop and message protocol, as
+# perftest measures it.
+ours() {
+	"$dir/verbs.bench" -test.run '^$' -test.bench "$1" -test.benchtime 0.7s |
+		awk -v unit="$2" '/^Benchmark/ { for (i = 3; i < NF; i++) if ($(i + 1) == unit) print $i }'
+}
+# A machine that emulates changes its pace by the second, and programs settle for fast or
+# slow by chance: short readings in turns, and the median of the rounds' ratios.
+round() {
+	local lat bw rt rate
+	lat=$(perftest ib_send_lat -s 128 -n 5000 | awk '{ print 2 * $5 }') # of one way, the typical one a median
+	rt=$(ours BareRoundTrip median-ns | awk '{ print $1 / 1000 }')
+	bw=$(perftest ib_send_bw -s 128 -n 20000 | awk '{ print $5 * 1e6 }')
+	rate=$(ours BareSendRate messages/s)
+	printf '128 B, device alone, perftest: round trip %.1f µs, %.1f; messages/s %.0f, %.0f\n' "$rt" "$lat" "$rate" "$bw"
+	echo "$rt $lat $rate $bw" >>"$out/rounds"
+}
+rounds() {
 	command -v ib_send_lat >/dev/null || {
-		echo "perftest is not installed: no comparison with C on bare verbs"
+		[ -s "$out/rounds" ] || echo "perftest is not installed: no comparison with C on bare verbs"
+		: >"$out/rounds"
 		return
 	}
-	# Its latency is one way, the typical one a median.
-	if row=$(perftest ib_send_lat -s 128 -n 5000); then
-		awk '{ printf "ib_send_lat, 128 B: median round trip %.1f µs\n", 2 * $5 }' <<<"$row"
-		awk '{ print 2 * $5 }' <<<"$row" >>"$out/perftest-rt"
-	fi
-	if row=$(perftest ib_send_bw -s 128 -n 20000); then
-		awk '{ printf "ib_send_bw, 128 B: %.0f messages/s\n", $5 * 1e6 }' <<<"$row"
-		awk '{ print $5 * 1e6 }' <<<"$row" >>"$out/perftest-rate"
-	fi
+	local i
+	for ((i = 0; i < $1; i++)); do round; done
 }
-# Our device alone, without loop and message protocol, as perftest does it.
-device() {
-	"$dir/verbs.bench" -test.run '^$' -test.bench Bare -test.benchtime 1s | tee "$out/device.txt" | awk '
-		function value(unit,   i) { for (i = 3; i < NF; i++) if ($(i + 1) == unit) return $i }
-		/^BenchmarkBareRoundTrip/ { printf "device alone, 128 B: median round trip %.1f µs\n", value("median-ns") / 1000 }
-		/^BenchmarkBareSendRate/ { printf "device alone, 128 B: %.0f messages/s, in lists\n", value("messages/s") }'
-	awk '/^BenchmarkBareSendRate/ { for (i = 3; i < NF; i++) if ($(i + 1) == "messages/s") print $i }' "$out/device.txt" >>"$out/device-rate"
+# bench NAME ARGUMENTS…: one run of millrace bench.
+bench() {
+	local name=$1
+	shift
+	# A rate that no transport is near its limit at, in an emulated guest.
+	"$millrace" bench --json "$out/$name.json" --transports "tcp,rdma:$device" --topology local --rate 100 "$@"
 }
-rm -f "$out"/perftest-r* "$out/device-rate"
-bare
-device
-bare
-"$millrace" bench --json "$out/bench.json" "$@"
-bare
-device
+# column N [M] prints the median of the rounds' column N, or of its ratios to column M.
+column() {
+	awk -v n="$1" -v m="${2-0}" '$n > 0 && (!m || $m > 0) { print m ? $n / $m : $n }' "$out/rounds" | sort -n |
+		awk '{ v[NR] = $1 } END { if (NR) print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
+}
 
-median() { sort -n "$1" 2>/dev/null | awk '{ v[NR] = $1 } END { if (NR) print v[int((NR + 1) / 2)] }'; }
-tr -d ' \n' <"$out/bench.json" | sed 's/{"workload"/\n&/g' | awk -v lat="$(median "$out/perftest-rt")" \
-	-v bw="$(median "$out/perftest-rate")" -v rate="$(median "$out/device-rate")" '
-	function get(key,   at, s) {
-		if (!(at = index($0, "\"" key "\":"))) return ""
-		s = substr($0, at + length(key) + 3)
-		sub(/^{"p50":/, "", s)
-		sub(/[,}].*/, "", s)
-		gsub(/"/, "", s)
-		return s
-	}
-	{ kind = get("label") ~ /^(soft-roce|rnic)/ ? "rdma" : get("device") }
-	/"workload":"rtt"/ && /"layer":"message"/ { rtt[kind] = get("rtMicros") }
-	/"workload":"produce"/ { send[kind] = get("sendRtMicros") }
-	function beside(what, mine, other, name) {
-		if (mine != "" && other != "" && other > 0) printf "%s: %.1f; %s %.1f: × %.2f\n", what, mine, name, other, mine / other
-	}
-	END {
-		beside("128 B round trip, median µs", rtt["rdma"], lat, "ib_send_lat")
-		beside("128 B round trip, median µs", rtt["rdma"], rtt["net"], "ordinary TCP")
-		beside("128 B messages/s", rate, bw, "ib_send_bw")
-		beside("produce, proxy to broker and back, median µs", send["rdma"], send["epoll"], "TCP on the same loop")
-		beside("produce, proxy to broker and back, median µs", send["rdma"], send["net"], "ordinary TCP")
-	}'
+rm -f "$out/rounds"
+rounds 3
+bench rtt --workload rtt
+bench produce --workload produce
+rounds 1
+bench direct --workload produce --direct
+bench direct-latency --workload produce --direct --idle latency
+rounds 3
+
+echo
+echo "medians, and what they are of the other's:"
+for name in rtt produce direct direct-latency; do
+	tr -d ' \n' <"$out/$name.json" | sed 's/{"workload"/\n&/g' | awk -v name="$name" -v lat="$(column 2)" '
+		function get(key,   at, s) {
+			if (!(at = index($0, "\"" key "\":"))) return ""
+			s = substr($0, at + length(key) + 3)
+			sub(/^{"p50":/, "", s)
+			sub(/[,}].*/, "", s)
+			gsub(/"/, "", s)
+			return s
+		}
+		function beside(what, mine, other, who) {
+			if (mine != "" && other != "" && other > 0) printf "%s, µs: %.1f; %s %.1f: × %.2f\n", what, mine, who, other, mine / other
+		}
+		{ kind = get("label") ~ /^(soft-roce|rnic)/ || get("transport") == "rdma" ? "rdma" : get("device") }
+		name == "rtt" && get("layer") == "message" { of[kind] = get("rtMicros") }
+		name != "rtt" { of[kind] = get("sendRtMicros") }
+		END {
+			what["rtt"] = "128 B round trip"
+			what["produce"] = "produce, proxy to broker and back"
+			what["direct"] = "produce, client to broker and back"
+			what["direct-latency"] = "the same, loops that spin"
+			if (name == "rtt") beside(what[name], of["rdma"], lat, "ib_send_lat")
+			beside(what[name], of["rdma"], of["net"], "ordinary TCP")
+			beside(what[name], of["rdma"], of["epoll"], "TCP on the same loop")
+		}'
+done
+if [ -s "$out/rounds" ]; then
+	printf '128 B round trip, device alone, µs: %.1f; ib_send_lat %.1f: × %.2f\n' "$(column 1)" "$(column 2)" "$(column 1 2)"
+	printf '128 B messages/s, device alone: %.0f; ib_send_bw %.0f: × %.2f\n' "$(column 3)" "$(column 4)" "$(column 3 4)"
+fi
