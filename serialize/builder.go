@@ -105,10 +105,15 @@ func (b *Builder) Size() int {
 // measure brings the layout up to date.
 func (b *Builder) measure() {
 	for b.measured < b.n {
-		from, to := b.measured, min((b.measured|(blockRecords-1))+1, b.n)
-		b.l.add(b.lens[from:to], b.times[from:to])
+		from, to := b.measured, b.n
+		if from&(blockRecords-1) == 0 {
+			addMany(&b.l, b.lens[from:to], b.times[from:to])
+		} else {
+			to = min((from|(blockRecords-1))+1, to)
+			b.l.add(b.lens[from:to], b.times[from:to])
+		}
 		if b.rich {
-			b.l.addRich(b.keys[from:to], b.headers[from:to], b.attrs[from:to])
+			b.l.addRich(b.keys[from:to], b.headers[from:to], b.attrs[from:to], from == 0)
 		}
 		b.measured = to
 	}
@@ -236,9 +241,8 @@ func (b *Builder) Finish() []byte {
 	}
 	base := int64(l.time.min)
 	if p.steps {
-		base = int64(l.step.min)
 		starts := b.starts[:blocks(n)]
-		cutSteps(starts, b.times[:n], base)
+		base = cutSteps(starts, b.times[:n], l, &p)
 		packColumn(out[p.starts:p.values], starts, int64(l.start.min), p.startW)
 	}
 	packColumn(out[p.times:p.attrs], b.times[:n], base, p.timeW)
@@ -248,17 +252,23 @@ func (b *Builder) Finish() []byte {
 	return out
 }
 
-// cutSteps takes the block times out of times and makes steps of the rest. In
-// place of a block's first step stands the smallest.
-func cutSteps(starts, times []int64, smallest int64) {
+// cutSteps takes the block times out of times and makes steps of the rest, unless
+// all are the same. In place of a block's first step stands the smallest, which it
+// returns.
+func cutSteps(starts, times []int64, l *layout, p *parts) int64 {
+	smallest := int64(l.step.min)
 	for block := range starts {
 		ts := times[block<<blockShift:]
-		ts = ts[:min(blockRecords, len(ts))]
 		last := ts[0]
 		starts[block] = last
+		if p.timeW == 0 {
+			continue
+		}
+		ts = ts[:min(blockRecords, len(ts))]
 		ts[0] = smallest
 		for k := 1; k < len(ts); k++ {
 			last, ts[k] = ts[k], ts[k]-last
 		}
 	}
+	return smallest
 }

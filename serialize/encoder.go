@@ -31,10 +31,11 @@ type Encoder struct {
 	p       parts
 	whole   layout
 	chunks  []chunk
-	wakes   bool // helpers that sleep are to be woken
-	starts  []int64
+	wakes   bool     // helpers that sleep are to be woken
+	starts  []int64  // block times, if timestamps are steps
 	lens    []uint32 // of values, as measured
 	times   []int64  // timestamps, as measured
+	ends    []uint32 // where blocks begin in the payload of their chunk
 
 	// ticket is phase<<32 | first chunk nobody has taken<<16 | end of those. The
 	// caller takes from the front, helpers from the back: so a core mostly writes
@@ -150,12 +151,12 @@ func (e *Encoder) Encode(dst []byte, records []Record) ([]byte, error) {
 // cut decides what the chunks are.
 func (e *Encoder) cut() {
 	n := len(e.records)
-	e.chunk = e.chunkRecords
-	if bytes := e.typicalBytes(); e.shared(bytes * n) {
-		share := max(n/(chunksPerWorker*(e.helpers+1)), leastChunkBytes/max(1, bytes))
-		e.chunk = min(e.chunk, max(1, blocks(share))<<blockShift)
-	} else {
-		e.chunk = MaxRecords // one, for the caller
+	e.chunk = MaxRecords // one, for the caller
+	if e.helpers > 0 {
+		if bytes := e.typicalBytes(); e.shared(bytes * n) {
+			share := max(n/(chunksPerWorker*(e.helpers+1)), leastChunkBytes/max(1, bytes))
+			e.chunk = min(e.chunkRecords, max(1, blocks(share))<<blockShift)
+		}
 	}
 	count := (n + e.chunk - 1) / e.chunk
 	if cap(e.chunks) < count {
@@ -163,7 +164,7 @@ func (e *Encoder) cut() {
 	}
 	e.chunks = e.chunks[:count]
 	if cap(e.starts) < blocks(n) {
-		e.starts = make([]int64, blocks(n))
+		e.starts, e.ends = make([]int64, blocks(n)), make([]uint32, blocks(n))
 	}
 	e.starts = e.starts[:blocks(n)]
 	if cap(e.lens) < n {
@@ -186,7 +187,7 @@ func (e *Encoder) typicalBytes() int {
 // enough, and they are awake or worth waking. The layout does not depend on the
 // answer.
 func (e *Encoder) shared(bytes int) bool {
-	if e.helpers == 0 || bytes < e.shareBytes {
+	if bytes < e.shareBytes {
 		return false
 	}
 	e.wakes = bytes >= e.wakeBytes || time.Since(e.ended) < streamGap
@@ -201,6 +202,10 @@ const (
 
 // run does one phase, and returns when all of its chunks are finished.
 func (e *Encoder) run(which uint64) {
+	if len(e.chunks) == 1 { // no helper sees it
+		e.do(which, 0)
+		return
+	}
 	e.finished.Store(0)
 	phase := e.ticket.Load()>>32 + 1
 	if phase&1 != which {
@@ -252,14 +257,19 @@ func (e *Encoder) step(front bool) bool {
 			taken, rest = first, t+1<<16
 		}
 		if e.ticket.CompareAndSwap(t, rest) {
-			if t>>32&1 == measure {
-				e.measure(int(taken))
-			} else {
-				e.write(int(taken))
-			}
+			e.do(t>>32&1, int(taken))
 			e.finished.Add(1)
 			return true
 		}
+	}
+}
+
+// do does a phase's work on chunk i.
+func (e *Encoder) do(phase uint64, i int) {
+	if phase == measure {
+		e.measure(i)
+	} else {
+		e.write(i)
 	}
 }
 
@@ -298,28 +308,23 @@ func (e *Encoder) part(i int) (records []Record, first int) {
 // measure finds the layout of chunk i as if it were a batch.
 func (e *Encoder) measure(i int) {
 	records, first := e.part(i)
+	n := len(records)
+	ends := e.ends[first>>blockShift:][:blocks(n)]
 	var l layout
-	var keys, headers [blockRecords]uint32
-	var attrs [blockRecords]uint8
-	for len(records) > 0 {
-		block := records[:min(blockRecords, len(records))]
-		records = records[len(block):]
-		lens, times := e.lens[first:first+len(block)], e.times[first:first+len(block)]
-		rich := l.hasAttrs || l.hasHeaders
-		for k := range block {
-			r := &block[k]
-			lens[k], times[k] = length(r.Value), r.Timestamp
-			rich = rich || r.Key != nil || r.Value == nil || len(r.Headers) > 0
-		}
-		e.starts[first>>blockShift] = times[0]
-		first += len(block)
-		l.add(lens, times)
-		if rich {
+	rich := gather(records, e.lens[first:first+n], e.times[first:first+n], ends)
+	addMany(&l, e.lens[first:first+n], e.times[first:first+n])
+	if rich {
+		var keys, headers [blockRecords]uint32
+		var attrs [blockRecords]uint8
+		values := l.payload
+		for b := range ends {
+			ends[b] += uint32(l.payload - values)
+			block := records[b<<blockShift : min((b+1)<<blockShift, n)]
 			for k := range block {
 				r := &block[k]
 				keys[k], headers[k], attrs[k] = length(r.Key), length(r.Headers), attributesOf(r)
 			}
-			l.addRich(keys[:len(block)], headers[:len(block)], attrs[:len(block)])
+			l.addRich(keys[:len(block)], headers[:len(block)], attrs[:len(block)], b == 0)
 		}
 	}
 	e.chunks[i].l = l
@@ -332,90 +337,65 @@ func length(p []byte) uint32 { return uint32(min(len(p), MaxBatchBytes)) }
 func (e *Encoder) write(i int) {
 	records, first := e.part(i)
 	c := &e.chunks[i]
+	for b := first >> blockShift; b < blocks(first+len(records)); b++ {
+		if b > 0 {
+			binary.LittleEndian.PutUint32(e.dst[e.p.checkpoints+4*(b-1):], uint32(c.at)+e.ends[b])
+		}
+	}
+	e.columns(records, first)
+	copyAll := copyValues
+	if c.l.hasKeys || c.l.hasHeaders {
+		copyAll = copyRich
+	}
 	at := HeaderBytes + c.at
-	var crc uint32
-	summed := at
-	for len(records) > 0 {
-		block := records[:min(blockRecords, len(records))]
-		records = records[len(block):]
-		if b := first >> blockShift; b > 0 {
-			binary.LittleEndian.PutUint32(e.dst[e.p.checkpoints+4*(b-1):], uint32(at-HeaderBytes))
-		}
-		e.columns(block, first)
-		at = e.payload(block, first, at, c)
-		if at-summed >= crcChunk {
-			crc, summed = updateCRC(crc, e.dst[summed:at]), at
-		}
-		first += len(block)
-	}
-	crc = updateCRC(crc, e.dst[summed:at])
-	c.crc = shiftCRC(crc, e.p.checkpoints-at)
+	end := at + c.l.payload
+	_, crc := copyAll(e.dst[at:end], records)
+	c.crc = shiftCRC(crc, e.p.checkpoints-end)
 }
 
-// payload copies the bytes of records, of which the first is record first, to at,
-// in chunk c, and returns where they end.
-func (e *Encoder) payload(block []Record, first, at int, c *chunk) int {
-	dst := e.dst
-	if !c.l.hasKeys && !c.l.hasHeaders {
-		// What the kernel writes too much is still to be written, by this worker.
-		bytes, end := len(block)*int(c.l.value.min+c.l.value.width), HeaderBytes+c.at+c.l.payload
-		if at+bytes+copySlack > end {
-			bytes = 0
-			for _, n := range e.lens[first : first+len(block)] {
-				bytes += int(n)
-			}
-		}
-		if at+bytes+copySlack <= end {
-			return at + copyValues(dst[at:end], block)
+// copyRich is copyValues of records that may have keys and headers.
+func copyRich(dst []byte, records []Record) (bytes int, crc uint32) {
+	summed := 0
+	for i := range records {
+		r := &records[i]
+		bytes += copy(dst[bytes:], r.Key)
+		bytes += copy(dst[bytes:], r.Value)
+		bytes += copy(dst[bytes:], r.Headers)
+		if bytes-summed >= crcChunk {
+			crc, summed = updateCRC(crc, dst[summed:bytes]), bytes
 		}
 	}
-	for k := range block {
-		r := &block[k]
-		at += copy(dst[at:], r.Key)
-		at += copy(dst[at:], r.Value)
-		at += copy(dst[at:], r.Headers)
-	}
-	return at
+	return bytes, updateCRC(crc, dst[summed:bytes])
 }
 
-// columns packs the columns of a block that begins with record first.
-func (e *Encoder) columns(block []Record, first int) {
-	var numbers [blockRecords]uint32
-	p, l, n := &e.p, &e.whole, len(block)
-	if p.valueW > 0 {
-		packLengths(e.column(p.values, first, n, p.valueW), e.lens[first:first+n], uint32(l.value.min), p.valueW)
+// columns packs the columns of records, of which the first is record first.
+func (e *Encoder) columns(records []Record, first int) {
+	p, l, n := &e.p, &e.whole, len(records)
+	packLengths(e.column(p.values, first, n, p.valueW), e.lens[first:first+n], uint32(l.value.min), p.valueW)
+	times, base := e.times[first:first+n], int64(l.time.min)
+	if p.steps {
+		base = cutSteps(e.starts[first>>blockShift:][:blocks(n)], times, l, p)
 	}
-	if p.keyW > 0 {
-		for k := range block {
-			numbers[k] = uint32(len(block[k].Key))
-		}
-		packLengths(e.column(p.keys, first, n, p.keyW), numbers[:n], uint32(l.key.min), p.keyW)
+	packColumn(e.column(p.times, first, n, p.timeW), times, base, p.timeW)
+	if p.keyW+p.headerW+p.attrW == 0 {
+		return
 	}
-	if p.headerW > 0 {
-		for k := range block {
-			numbers[k] = uint32(len(block[k].Headers))
+	var keys, headers, attrs [blockRecords]uint32
+	for ; len(records) > 0; first += n {
+		n = min(blockRecords, len(records))
+		for k := range records[:n] {
+			r := &records[k]
+			keys[k], headers[k], attrs[k] = uint32(len(r.Key)), uint32(len(r.Headers)), uint32(attributesOf(r))
 		}
-		packLengths(e.column(p.headers, first, n, p.headerW), numbers[:n], uint32(l.header.min), p.headerW)
-	}
-	if p.timeW > 0 {
-		times := e.times[first : first+n]
-		base := int64(l.time.min)
-		if p.steps {
-			base = int64(l.step.min)
-			var start [1]int64
-			cutSteps(start[:], times, base)
-		}
-		packColumn(e.column(p.times, first, n, p.timeW), times, base, p.timeW)
-	}
-	if p.attrW > 0 {
-		for k := range block {
-			numbers[k] = uint32(attributesOf(&block[k]))
-		}
-		packLengths(e.column(p.attrs, first, n, p.attrW), numbers[:n], uint32(l.attr.min), p.attrW)
+		packLengths(e.column(p.keys, first, n, p.keyW), keys[:n], uint32(l.key.min), p.keyW)
+		packLengths(e.column(p.headers, first, n, p.headerW), headers[:n], uint32(l.header.min), p.headerW)
+		packLengths(e.column(p.attrs, first, n, p.attrW), attrs[:n], uint32(l.attr.min), p.attrW)
+		records = records[n:]
 	}
 }
 
-// column is where the numbers of a block go in the column at at.
+// column is where n numbers go in the column at at, from number first on, which
+// begins a byte.
 func (e *Encoder) column(at, first, n, width int) []byte {
 	at += first * width >> 3
 	return e.dst[at : at+columnBytes(n, width)]

@@ -1,6 +1,5 @@
 //go:build !purego
 
-#include "go_asm.h"
 #include "textflag.h"
 
 // A polynomial folds over a distance of D bits by two carry-less products: of its
@@ -202,46 +201,5 @@ next16:
 	JNZ next16
 
 done16:
-	VZEROUPPER
-	RET
-
-// func copyValues64(dst *byte, records *Record, n int) (bytes int)
-//
-// Copies the values of n records, one behind the other, and returns how many bytes
-// they have. It reads no byte that is
-// not a value's, and writes up to 64 bytes behind the last.
-TEXT ·copyValues64(SB), NOSPLIT, $0-32
-	MOVQ dst+0(FP), DI
-	MOVQ records+8(FP), SI
-	MOVQ n+16(FP), CX
-	MOVQ $-1, R11
-
-record:
-	MOVQ Record_Value(SI), R8
-	MOVQ Record_Value+8(SI), R9
-	MOVQ DI, R10
-	ADDQ R9, DI
-	CMPQ R9, $64
-	JBE tail
-
-chunk:
-	VMOVDQU64 (R8), Z0
-	VMOVDQU64 Z0, (R10)
-	ADDQ $64, R8
-	ADDQ $64, R10
-	SUBQ $64, R9
-	CMPQ R9, $64
-	JA chunk
-
-tail:
-	BZHIQ R9, R11, AX
-	KMOVQ AX, K1
-	VMOVDQU8.Z (R8), K1, Z0
-	VMOVDQU64 Z0, (R10)
-	ADDQ $Record__size, SI
-	DECQ CX
-	JNZ record
-	SUBQ dst+0(FP), DI
-	MOVQ DI, bytes+24(FP)
 	VZEROUPPER
 	RET

@@ -80,8 +80,13 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 	}
 }
 
-const copySlack = 0
+func gather(records []Record, lens []uint32, times []int64, ends []uint32) (rich bool) {
+	return gatherGeneric(records, lens, times, ends)
+}
 
-// copyValues copies the values of records to dst, one behind the other. Go's copy
-// on arm64 already is what NEON can do.
-func copyValues(dst []byte, records []Record) int { return copyValuesGeneric(dst, records) }
+func addMany(l *layout, lens []uint32, times []int64) { addManyGeneric(l, lens, times) }
+
+// Go's copy on arm64 already is what NEON can do.
+func copyValues(dst []byte, records []Record) (bytes int, crc uint32) {
+	return copyValuesGeneric(dst, records)
+}

@@ -4,6 +4,8 @@ package serialize
 
 import (
 	"bytes"
+	"encoding/binary"
+	"reflect"
 	"testing"
 	"unsafe"
 
@@ -32,6 +34,11 @@ func guarded(t testing.TB, n int) []byte {
 // words is n numbers in guarded memory.
 func words(t testing.TB, n int) []uint32 {
 	return unsafe.Slice((*uint32)(unsafe.Pointer(unsafe.SliceData(guarded(t, 4*n)))), n)
+}
+
+// longs is n numbers in guarded memory.
+func longs(t testing.TB, n int) []int64 {
+	return unsafe.Slice((*int64)(unsafe.Pointer(unsafe.SliceData(guarded(t, 8*n)))), n)
 }
 
 // Every kernel does what its reference does, and touches nothing else.
@@ -83,19 +90,49 @@ func FuzzKernels(f *testing.F) {
 
 		var records []Record
 		total := 0
-		for rest := in; len(rest) > 0 && len(records) < blockRecords; {
+		for rest := in; len(rest) > 0 && len(records) < 5*blockRecords; {
 			cut := min(len(rest), int(rest[0])*(1+int(shape>>4)))
 			records = append(records, Record{Value: rest[len(rest)-cut : len(rest) : len(rest)]})
 			total += cut
 			rest = rest[:len(rest)-max(cut, 1)]
 		}
-		dst, wantDst := guarded(t, total+copySlack), make([]byte, total)
-		if len(records) > 0 && len(dst) > 0 {
-			copyValues(dst, records)
-			copyValuesGeneric(wantDst, records)
-			if !bytes.Equal(dst[:total], wantDst) {
-				t.Fatalf("%d values of %d bytes copied wrongly", len(records), total)
+		dst, wantDst := guarded(t, total), make([]byte, total)
+		n1, crc1 := copyValues(dst, records)
+		n2, crc2 := copyValuesGeneric(wantDst, records)
+		if !bytes.Equal(dst, wantDst) || n1 != n2 || crc1 != crc2 {
+			t.Fatalf("%d values of %d bytes copied wrongly: %d bytes, CRC %08x, want %d, %08x", len(records), total, n1, crc1, n2, crc2)
+		}
+
+		// Measuring: lengths as they come, timestamps of all kinds.
+		for i := range records {
+			r := &records[i]
+			r.Timestamp = int64(binary.LittleEndian.Uint64(append(data[i%len(data):len(data):len(data)], make([]byte, 8)...))) >> (shape >> 2)
+			if i == int(count)-1 {
+				switch shape >> 3 & 3 {
+				case 1:
+					r.Key = []byte{}
+				case 2:
+					r.Value = nil
+				case 3:
+					r.Headers = []byte{1}
+				}
 			}
+		}
+		var got, expected struct {
+			lens, ends []uint32
+			times      []int64
+			rich       bool
+			l          layout
+		}
+		m := len(records)
+		got.lens, got.times, got.ends = words(t, m), longs(t, m), words(t, blocks(m))
+		expected.lens, expected.times, expected.ends = make([]uint32, m), make([]int64, m), make([]uint32, blocks(m))
+		got.rich = gather(records, got.lens, got.times, got.ends)
+		expected.rich = gatherGeneric(records, expected.lens, expected.times, expected.ends)
+		addMany(&got.l, got.lens, got.times)
+		addManyGeneric(&expected.l, expected.lens, expected.times)
+		if !reflect.DeepEqual(got, expected) {
+			t.Fatalf("measured %+v, want %+v", got, expected)
 		}
 	})
 }

@@ -186,10 +186,44 @@ func addBlocksGeneric(sums []uint64, col []byte, width int) {
 	}
 }
 
-// copyValuesGeneric is the reference of copyValues.
-func copyValuesGeneric(dst []byte, records []Record) (bytes int) {
+// gatherGeneric takes from records what measuring needs: value lengths,
+// timestamps and where blocks end: ends[i] is how many bytes the values in front
+// of block i have. rich: some record has a key, headers or no value. A length
+// beyond a batch's is taken for that; it does not fit either.
+func gatherGeneric(records []Record, lens []uint32, times []int64, ends []uint32) (rich bool) {
+	end := 0
+	lens, times = lens[:len(records)], times[:len(records)]
+	for i := range records {
+		if i&(blockRecords-1) == 0 {
+			ends[i>>blockShift] = uint32(end)
+		}
+		r := &records[i]
+		n := length(r.Value)
+		lens[i], times[i] = n, r.Timestamp
+		end += int(n)
+		rich = rich || r.Key != nil || r.Value == nil || len(r.Headers) > 0
+	}
+	return rich
+}
+
+// addManyGeneric takes records into the layout, any number, which begin a block.
+func addManyGeneric(l *layout, lens []uint32, times []int64) {
+	for len(lens) > 0 {
+		n := min(blockRecords, len(lens))
+		l.add(lens[:n], times[:n])
+		lens, times = lens[n:], times[n:]
+	}
+}
+
+// copyValuesGeneric copies the values of records to dst, one behind the other. It
+// returns how many bytes they have, and their CRC32C.
+func copyValuesGeneric(dst []byte, records []Record) (bytes int, crc uint32) {
+	summed := 0
 	for i := range records {
 		bytes += copy(dst[bytes:], records[i].Value)
+		if bytes-summed >= crcChunk {
+			crc, summed = updateCRC(crc, dst[summed:bytes]), bytes
+		}
 	}
-	return bytes
+	return bytes, updateCRC(crc, dst[summed:bytes])
 }

@@ -14,6 +14,12 @@ func prefixColumn(ends []uint32, col []byte, width int, base, from uint32) {
 	prefixColumnGeneric(ends, col, width, base, from)
 }
 
-const copySlack = 0
+func gather(records []Record, lens []uint32, times []int64, ends []uint32) (rich bool) {
+	return gatherGeneric(records, lens, times, ends)
+}
 
-func copyValues(dst []byte, records []Record) int { return copyValuesGeneric(dst, records) }
+func addMany(l *layout, lens []uint32, times []int64) { addManyGeneric(l, lens, times) }
+
+func copyValues(dst []byte, records []Record) (bytes int, crc uint32) {
+	return copyValuesGeneric(dst, records)
+}

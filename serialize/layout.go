@@ -59,11 +59,34 @@ func (l *layout) add(lens []uint32, times []int64) {
 	l.payload += sum
 }
 
-// addRich takes in what else the records have that add took in last: key lengths,
-// header lengths and attributes, of which the first records of the batch have
-// none.
-func (l *layout) addRich(keys, headers []uint32, attrs []uint8) {
-	begins := l.records == len(keys)
+// extent is what records in a row have at least and at most, and the sum of their
+// lengths. The first one begins a block.
+type extent struct {
+	minLen, maxLen, bytes int64
+	minTime, maxTime      int64
+	minStep, maxStep      int64 // if there are steps
+	minStart, maxStart    int64 // timestamps that begin a block
+}
+
+// take takes in the extent of n records, of which the first begins a block and the
+// last has the timestamp last.
+func (l *layout) take(x *extent, n int, last int64) {
+	begins := l.records == 0
+	l.value = l.value.with(x.minLen, x.maxLen, begins)
+	l.time = l.time.with(x.minTime, x.maxTime, begins)
+	l.start = l.start.with(x.minStart, x.maxStart, begins)
+	if n > 1 {
+		l.step = l.step.with(x.minStep, x.maxStep, begins)
+	}
+	l.lastStamp = last
+	l.records += n
+	l.payload += int(x.bytes)
+}
+
+// addRich takes in what else the records have that were taken in last: key
+// lengths, header lengths and attributes, of which the first records of the batch
+// have none. begins: these are the batch's first records.
+func (l *layout) addRich(keys, headers []uint32, attrs []uint8, begins bool) {
 	for i := range keys {
 		k, h, a := int64(keys[i]), int64(headers[i]), int64(attrs[i])
 		l.key, l.header, l.attr = l.key.with(k, k, begins), l.header.with(h, h, begins), l.attr.with(a, a, begins)
