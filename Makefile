@@ -72,6 +72,12 @@ test: deps-test deps-softroce lint
 # What takes too long for every change: many seeds, many kills, long fuzzing.
 soak: deps-test build
 	CGO_ENABLED=1 $(GO) test -tags soak -timeout 120m ./...
+	@if $(have_dpdk); then \
+		echo "$(GO) test -tags soak,dpdk ./dpdk/..."; \
+		CGO_ENABLED=1 $(GO) test -tags soak,dpdk -timeout 120m ./dpdk/...; \
+	else \
+		echo "SKIP: kills of libdpdk's ports: libdpdk's development files are missing"; \
+	fi
 	$(RACE) -tags soak,invariants -timeout 240m ./...
 	scripts/fuzz.sh $(SOAK_FUZZ_TIME)
 	$(MAKE) --no-print-directory test-softroce SOFTROCE_TAGS=verbs,invariants,soak

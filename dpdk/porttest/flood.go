@@ -36,6 +36,19 @@ func flood(p dpdk.Port, f []dpdk.Frame, sum *uint64) int {
 	return n
 }
 
+// forward sends back a burst of those that came, as they are; a port whose frames can be
+// sent from where they were received has nothing to copy then.
+func forward(p dpdk.Port, f []dpdk.Frame, _ *uint64) int {
+	n := p.RxBurst(f)
+	if took := p.TxBurst(f[:n]); took < n {
+		p.FreeBurst(f[took:n])
+	}
+	return n
+}
+
+// forwarded is how many frames are under way in BenchmarkForward, as in BenchmarkTestpmd.
+const forwarded = 8 * floodBurst
+
 func pinTo(cpu int) error {
 	runtime.LockOSThread()
 	runtime.GOMAXPROCS(1)
@@ -44,8 +57,8 @@ func pinTo(cpu int) error {
 	return unix.SchedSetaffinity(0, &set)
 }
 
-// floodMain is the peer of BenchmarkBothWays.
-func floodMain(pairs dpdk.Pairs, link string) error {
+// floodMain is the peer of BenchmarkBothWays and BenchmarkForward.
+func floodMain(role string, pairs dpdk.Pairs, link string) error {
 	q, err := url.ParseQuery(link)
 	if err != nil {
 		return err
@@ -62,10 +75,14 @@ func floodMain(pairs dpdk.Pairs, link string) error {
 		return err
 	}
 	fmt.Println("up")
+	move := flood
+	if role == "forward" {
+		move = forward
+	}
 	f, sum := make([]dpdk.Frame, floodBurst), uint64(0)
 	for up := p.(dpdk.LinkState); up.Up(); {
 		for range 1 << 12 {
-			flood(p, f, &sum)
+			move(p, f, &sum)
 		}
 	}
 	return p.Close()
@@ -75,6 +92,16 @@ func floodMain(pairs dpdk.Pairs, link string) error {
 // to each other as fast as they can. One operation is one frame received here, and
 // so about one sent as well.
 func BenchmarkBothWays(b *testing.B, pairs dpdk.Pairs, kind string) {
+	bothWays(b, pairs, kind, "flood", flood)
+}
+
+// BenchmarkForward is BenchmarkBothWays with 256 frames that both ends send back, as
+// testpmd does in forward mode io. For ports that take a received frame for TxBurst.
+func BenchmarkForward(b *testing.B, pairs dpdk.Pairs, kind string) {
+	bothWays(b, pairs, kind, "forward", forward)
+}
+
+func bothWays(b *testing.B, pairs dpdk.Pairs, kind, role string, move func(dpdk.Port, []dpdk.Frame, *uint64) int) {
 	if runtime.NumCPU() < 2 {
 		b.Skip("needs two CPUs")
 	}
@@ -88,7 +115,7 @@ func BenchmarkBothWays(b *testing.B, pairs dpdk.Pairs, kind string) {
 	for name, v := range link {
 		q.Set(name, v)
 	}
-	startPeer(b, peerTemp(b), "flood", kind, q.Encode())
+	startPeer(b, peerTemp(b), role, kind, q.Encode())
 	var was unix.CPUSet
 	procs := runtime.GOMAXPROCS(0)
 	if err := unix.SchedGetaffinity(0, &was); err != nil {
@@ -105,11 +132,22 @@ func BenchmarkBothWays(b *testing.B, pairs dpdk.Pairs, kind string) {
 	}()
 	f, sum := make([]dpdk.Frame, floodBurst), uint64(0)
 	deadline := time.Now().Add(time.Minute)
-	for got := 0; got < 100_000; got += flood(p, f, &sum) { // until both are warm
+	if role == "forward" {
+		for sent := 0; sent < forwarded && time.Now().Before(deadline); {
+			n := p.AllocBurst(f[:min(len(f), forwarded-sent)])
+			for i := range n {
+				f[i].Len = 64
+			}
+			took := p.TxBurst(f[:n])
+			p.FreeBurst(f[took:n])
+			sent += took
+		}
+	}
+	for got := 0; got < 100_000; got += move(p, f, &sum) { // until both are warm
 	}
 	b.ResetTimer()
 	for got, empty := 0, 0; got < b.N; {
-		n := flood(p, f, &sum)
+		n := move(p, f, &sum)
 		if got += n; n > 0 {
 			empty = 0
 		} else if empty++; empty%(1<<20) == 0 && time.Now().After(deadline) {

@@ -32,8 +32,8 @@ func PeerMain(kinds map[string]func() dpdk.Pairs) {
 		return
 	}
 	run := peerMain
-	if f[0] == "flood" {
-		run = func(_ string, pairs dpdk.Pairs, link string) error { return floodMain(pairs, link) }
+	if f[0] == "flood" || f[0] == "forward" {
+		run = floodMain
 	}
 	if err := run(f[0], kinds[f[1]](), f[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "peer:", err)
@@ -147,7 +147,7 @@ func (h *pinger) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
 }
 func (h *pinger) OnClose(_ *netpoll.Conn, err error) { h.closed <- err }
 
-// ping is one round trip.
+// ping is one round trip. What closed tells stays there.
 func (h *pinger) ping() error {
 	want := bytes.Repeat([]byte{7}, 1000)
 	sent := make(chan error, 1)
@@ -164,6 +164,7 @@ func (h *pinger) ping() error {
 		}
 		return nil
 	case err := <-h.closed:
+		h.closed <- err
 		return fmt.Errorf("the connection closed: %w", err)
 	case <-time.After(peerPatience):
 		return errors.New("nothing came back")
@@ -301,7 +302,13 @@ func SurvivesKilledPeer(t *testing.T, pairs func() dpdk.Pairs, kind string) {
 			if err := h.ping(); err != nil {
 				t.Fatal(err)
 			}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				h.keepOn() // so that it dies with messages under way
+			}()
 			p.kill()
+			<-ended
 			closes(t, h.closed)
 		}
 		p := startPeer(t, tmp, "serve", kind, url)
