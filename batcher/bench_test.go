@@ -83,23 +83,29 @@ type inboxLoop struct {
 	x       *Batcher
 	wake    chan struct{}
 	spin    bool
+	owner   sync.Mutex // held while it runs, or somebody in its place
+	began   time.Time
 	closing atomic.Bool
 	ended   chan struct{}
 }
 
-func newInboxLoop(pool *hugepages.Pool, sink *probe, spin bool) (*inboxLoop, error) {
+func newInboxLoop(pool *hugepages.Pool, sink *probe, spin, lend bool) (*inboxLoop, error) {
 	x, err := New(Options{Pool: pool}, sink)
 	if err != nil {
 		return nil, err
 	}
 	sink.done = x.Done
-	l := &inboxLoop{x: x, wake: make(chan struct{}, 1), spin: spin, ended: make(chan struct{})}
-	if l.in, err = NewInbox(x, InboxOptions{Wake: func() {
+	l := &inboxLoop{x: x, wake: make(chan struct{}, 1), spin: spin, began: time.Now(), ended: make(chan struct{})}
+	o := InboxOptions{Wake: func() {
 		select {
 		case l.wake <- struct{}{}:
 		default:
 		}
-	}}); err != nil {
+	}}
+	if lend {
+		o.Borrow = l.borrow
+	}
+	if l.in, err = NewInbox(x, o); err != nil {
 		return nil, err
 	}
 	go l.run()
@@ -108,23 +114,33 @@ func newInboxLoop(pool *hugepages.Pool, sink *probe, spin bool) (*inboxLoop, err
 
 func (l *inboxLoop) run() {
 	defer close(l.ended)
-	began := time.Now()
 	for {
 		if !l.spin {
 			<-l.wake
 		}
+		l.owner.Lock()
+		now := int64(time.Since(l.began))
 		if l.closing.Load() {
 			l.in.Close(0)
-			l.in.Drain(1)
+			l.in.Drain(now)
+			l.owner.Unlock()
 			return
 		}
-		now := int64(time.Since(began))
 		l.in.Drain(now)
 		l.x.Flush(now)
+		l.owner.Unlock()
 		if l.spin {
 			runtime.Gosched()
 		}
 	}
+}
+
+func (l *inboxLoop) borrow() bool {
+	if !l.owner.TryLock() {
+		return false
+	}
+	defer l.owner.Unlock()
+	return l.in.Borrowed(int64(time.Since(l.began)))
 }
 
 func (l *inboxLoop) close() {
@@ -248,8 +264,9 @@ const channelLinger = 100 * time.Microsecond
 
 func eachAggregator(b *testing.B, f func(b *testing.B, make func(*hugepages.Pool, *probe) (aggregator, error)), more ...string) {
 	kinds := map[string]func(*hugepages.Pool, *probe) (aggregator, error){
-		"inbox":          func(p *hugepages.Pool, s *probe) (aggregator, error) { return newInboxLoop(p, s, false) },
-		"inbox-spinning": func(p *hugepages.Pool, s *probe) (aggregator, error) { return newInboxLoop(p, s, true) },
+		"inbox":          func(p *hugepages.Pool, s *probe) (aggregator, error) { return newInboxLoop(p, s, false, true) },
+		"inbox-woken":    func(p *hugepages.Pool, s *probe) (aggregator, error) { return newInboxLoop(p, s, false, false) },
+		"inbox-spinning": func(p *hugepages.Pool, s *probe) (aggregator, error) { return newInboxLoop(p, s, true, false) },
 		"channel-timer":  func(p *hugepages.Pool, s *probe) (aggregator, error) { return newChannelTimer(p, s, channelLinger) },
 		"bare-channel":   func(p *hugepages.Pool, s *probe) (aggregator, error) { return newChannelTimer(p, s, 0) },
 	}
@@ -355,7 +372,7 @@ func BenchmarkLatency(b *testing.B) {
 				slices.Sort(at)
 				b.ReportMetric(float64(at[b.N/2])/1e3, "p50-µs")
 				b.ReportMetric(float64(at[b.N*99/100])/1e3, "p99-µs")
-			}, "inbox-spinning", "bare-channel")
+			}, "inbox-woken", "inbox-spinning", "bare-channel")
 		})
 	}
 }

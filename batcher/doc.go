@@ -23,6 +23,9 @@
 //	was called, and at the time of NextDeadline:
 //	                             inbox.Drain(now); b.Flush(now)
 //
+// A record that arrives alone at an idle link need not wait for the loop's wake-up:
+// where InboxOptions.Borrow says how to run in its place, the producer sends it itself.
+//
 // A batch may be compressed when it closes (Options.Compressor), which is the
 // batcher's goroutine's work: producers do not wait for it.
 //

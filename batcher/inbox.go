@@ -24,6 +24,11 @@ type InboxOptions struct {
 	// goroutine, once when records arrive at an empty inbox, not for each, and not
 	// while they wait for the link; it must not block, nor call the inbox. Required.
 	Wake func()
+	// Borrow, if set, is called before Wake when a record arrives at an inbox from
+	// which nothing waits: if the batcher's goroutine is at rest, it calls
+	// Inbox.Borrowed in its place and returns what that returns, else false. Like
+	// Wake it must not block.
+	Borrow func() bool
 }
 
 // Inbox lets other goroutines append to a Batcher, through a Producer each.
@@ -52,6 +57,7 @@ type Inbox struct {
 	closed    bool
 
 	// The batcher's goroutine's own.
+	drained       int64  // the Drain that last took a stage
 	seen          int64  // the Drain that first saw the open stage's records
 	seenSeq       uint64 // of which stage
 	draining      bool
@@ -181,14 +187,6 @@ func (in *Inbox) openNext() bool {
 	return true
 }
 
-// signal wakes the batcher's goroutine unless that was done since the last Drain.
-func (in *Inbox) signal() {
-	// The load keeps the line shared among producers that find the inbox signaled.
-	if !in.signaled.Load() && in.signaled.CompareAndSwap(false, true) {
-		in.opts.Wake()
-	}
-}
-
 // Drain takes the batches that are due, or full, into the batcher, which sends
 // them, and returns how many records those had. Call it on a wake-up, after an
 // answer or Writable, and at the time of NextDeadline, before the batcher's Flush.
@@ -216,6 +214,9 @@ func (in *Inbox) Drain(now int64) int {
 			in.signal()
 			break
 		}
+	}
+	if stages > 0 {
+		in.drained = now
 	}
 	in.passFlushes()
 	if in.closing && in.takenUpTo(math.MaxUint64) {

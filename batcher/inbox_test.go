@@ -70,6 +70,9 @@ type testLoop struct {
 	in    *Inbox
 	b     *Batcher
 	sink  *loopSink
+	owner sync.Mutex // held but while it sleeps, as a loop's is
+	now   int64
+	lent  int
 	wake  chan struct{}
 	wakes atomic.Int64
 	do    chan func()
@@ -96,19 +99,36 @@ func startTestLoop(t *testing.T, o Options, io InboxOptions, seed uint64) *testL
 		default:
 		}
 	}
+	io.Borrow = func() bool {
+		if !l.owner.TryLock() {
+			return false
+		}
+		defer l.owner.Unlock()
+		l.now += aloneNanos
+		if !l.in.Borrowed(l.now) {
+			return false
+		}
+		l.lent++
+		if len(l.sink.flight) > 0 || l.sink.stalled {
+			io.Wake() // to answer
+		}
+		return true
+	}
 	if l.in, err = NewInbox(l.b, io); err != nil {
 		t.Fatal(err)
 	}
+	l.owner.Lock()
 	go l.run()
 	return l
 }
 
 func (l *testLoop) run() {
 	defer close(l.idle)
-	for now := int64(1); ; now++ {
+	defer l.owner.Unlock()
+	for ; ; l.now++ {
 		l.sink.poll()
-		l.in.Drain(now)
-		l.b.Flush(now)
+		l.in.Drain(l.now)
+		l.b.Flush(l.now)
 		if l.in.closing && l.in.Idle() && len(l.sink.flight) == 0 {
 			return
 		}
@@ -121,16 +141,19 @@ func (l *testLoop) run() {
 			}
 			continue
 		}
-		if at := l.in.NextDeadline(); at > now && at < now+int64(time.Minute) {
+		if at := l.in.NextDeadline(); at > l.now && at < l.now+int64(time.Minute) {
 			time.Sleep(10 * time.Microsecond)
-			now = at - 1
+			l.now = at - 1
 			continue
 		}
+		l.owner.Unlock()
+		f := func() {}
 		select { // asleep: nothing but a wake-up brings it back
 		case <-l.wake:
-		case f := <-l.do:
-			f()
+		case f = <-l.do:
 		}
+		l.owner.Lock()
+		f()
 	}
 }
 

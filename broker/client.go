@@ -275,7 +275,7 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 			return err
 		}
 		if p.lane.inbox == nil {
-			if p.lane.inbox, err = batcher.NewInbox(p.lane.batcher, batcher.InboxOptions{Wake: c.wake}); err != nil {
+			if err = p.lane.addInbox(c.wake); err != nil {
 				return err
 			}
 		}
@@ -292,7 +292,8 @@ func (c *Client) Producer(topic string, to batcher.Completer) (*Producer, error)
 }
 
 // Append takes a copy of r; the producer's Completer is told with token what
-// became of it. It blocks while the aggregator is full. On error nothing was
+// became of it. It blocks while the aggregator is full, and may send r itself, if the
+// client's loop sleeps. On error nothing was
 // taken: ctx's, ErrClosed, ErrValueTooLarge, or for a record that is too large to
 // be aggregated and goes on its own, what it was refused with.
 func (p *Producer) Append(ctx context.Context, r *serialize.Record, token uint64) error {

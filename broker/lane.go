@@ -49,6 +49,19 @@ func (l *link) lane(topic string) (*lane, error) {
 	return la, nil
 }
 
+// addInbox makes the inbox of a Client's producers; wake makes the loop drain it.
+func (la *lane) addInbox(wake func()) error {
+	l := la.link
+	instead := func(now int64) bool { // of the loop
+		return l.state == linkUp && l.conn.Lends() && la.inbox.Borrowed(now)
+	}
+	in, err := batcher.NewInbox(la.batcher, batcher.InboxOptions{Wake: wake, Borrow: func() bool { return l.loop.Borrow(instead) }})
+	if err == nil {
+		la.inbox = in
+	}
+	return err
+}
+
 // dropIdleLane drops the oldest lane that nobody uses.
 func (l *link) dropIdleLane() {
 	for i, la := range l.order {

@@ -76,6 +76,11 @@ type Loop struct {
 	arena    *hugepages.Arena // the loop's own, or nil
 	log      *slog.Logger
 
+	// owner is held by Run but while it is blocked; see Borrow.
+	owner  sync.Mutex
+	lent   bool // somebody else runs in the loop's place
+	faulty bool // a flush met an error meanwhile
+
 	start  time.Time
 	now    int64
 	timers timerHeap
@@ -339,6 +344,8 @@ func (l *Loop) Run() error {
 		return errors.New("netpoll: Run called twice")
 	}
 	defer close(l.done)
+	l.owner.Lock()
+	defer l.owner.Unlock()
 	l.now = l.Clock()
 	l.yielded = l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
@@ -504,7 +511,9 @@ func (l *Loop) park() {
 	}
 	l.counts.parks++
 	l.publish()
+	l.owner.Unlock()
 	late, err := l.wake.block(timeout)
+	l.owner.Lock()
 	if err != nil {
 		l.log.Error("event loop cannot block; it goes on polling", "err", err)
 	}

@@ -13,6 +13,7 @@ type Stats struct {
 	Parks       int64         // times the loop blocked until something happened
 	Naps        int64         // times it slept to let work gather
 	Asleep      time.Duration // time spent in both
+	Lent        int64         // times that another goroutine ran in the place of the blocked loop; see Borrow
 	Stalls      int64         // busy cycles longer than 10 ms
 	MaxCycle    time.Duration // longest busy cycle
 	WakeUp      time.Duration // what a wake-up takes now, as the loop measured it
@@ -31,12 +32,12 @@ type BackendStats struct {
 
 // loopCounts are the loop's own; publish makes them visible.
 type loopCounts struct {
-	cycles, busyCycles, busyNanos, parks, naps, asleep, stalls, maxCycle int64
+	cycles, busyCycles, busyNanos, parks, naps, asleep, lent, stalls, maxCycle int64
 }
 
 // loopStats are what was published last: stores of the loop, loads of anybody.
 type loopStats struct {
-	cycles, busyCycles, busyNanos, parks, naps, asleep, stalls, maxCycle, wake, spin, conns atomic.Int64
+	cycles, busyCycles, busyNanos, parks, naps, asleep, lent, stalls, maxCycle, wake, spin, conns atomic.Int64
 
 	polls []pollStats // of each backend
 }
@@ -49,7 +50,7 @@ func (l *Loop) Stats() Stats {
 	out := Stats{
 		Cycles: s.cycles.Load(), BusyCycles: s.busyCycles.Load(), Busy: time.Duration(s.busyNanos.Load()),
 		Parks: s.parks.Load(), Naps: s.naps.Load(), Asleep: time.Duration(s.asleep.Load()),
-		Stalls: s.stalls.Load(), MaxCycle: time.Duration(s.maxCycle.Load()),
+		Lent: s.lent.Load(), Stalls: s.stalls.Load(), MaxCycle: time.Duration(s.maxCycle.Load()),
 		WakeUp: time.Duration(s.wake.Load()), Spin: time.Duration(s.spin.Load()), Connections: s.conns.Load(),
 	}
 	for i := range s.polls {
@@ -69,6 +70,7 @@ func (l *Loop) publish() {
 	s.parks.Store(c.parks)
 	s.naps.Store(c.naps)
 	s.asleep.Store(c.asleep)
+	s.lent.Store(c.lent)
 	s.stalls.Store(c.stalls)
 	s.maxCycle.Store(c.maxCycle)
 	s.wake.Store(l.idle.wake)

@@ -224,6 +224,9 @@ func (c *tcpConn) Send(b *hugepages.Buf) {
 	c.queue.push(b)
 }
 
+// lends implements lender.
+func (c *tcpConn) lends() {}
+
 // Flush implements Wire.
 func (c *tcpConn) Flush() {
 	for c.queue.len() > 0 && !c.shut {
@@ -234,6 +237,9 @@ func (c *tcpConn) Flush() {
 			continue
 		case err == unix.EAGAIN:
 			c.setInterest()
+			return
+		case err != nil && c.tcp.loop.lent:
+			c.tcp.loop.faulty = true // it will meet the error again
 			return
 		case err != nil:
 			c.fail(os.NewSyscallError("write", err))

@@ -1,0 +1,121 @@
+package batcher
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/serialize"
+)
+
+// borrowRig is an inbox by hand whose batcher's goroutine is at rest, and how often it
+// was woken.
+func borrowRig(t *testing.T, o Options) (r *rig, in *Inbox, p *Producer, wakes *int, now *int64) {
+	t.Helper()
+	r = newRig(t, o)
+	wakes, now = new(int), new(int64)
+	*now = int64(time.Second)
+	var err error
+	in, err = NewInbox(r.b, InboxOptions{Wake: func() { *wakes++ }, Borrow: func() bool { return in.Borrowed(*now) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, err = in.Producer(r.led); err != nil {
+		t.Fatal(err)
+	}
+	return r, in, p, wakes, now
+}
+
+// A record that comes alone to an idle link leaves with its Append; while the link is
+// busy, or records follow each other closely, the batcher's goroutine gathers them.
+func TestLoneRecordLeavesByItself(t *testing.T) {
+	r, in, p, wakes, now := borrowRig(t, Options{})
+	token := uint64(0)
+	add := func() {
+		t.Helper()
+		if err := p.Append(&serialize.Record{Value: []byte("0123456789")}, token); err != nil {
+			t.Fatal(err)
+		}
+		token++
+	}
+	add()
+	r.want("[1]")
+	*now += aloneNanos
+	add() // the first is in flight
+	if r.want("[1]"); *wakes != 1 {
+		t.Fatalf("%d wake-ups, want one for the record behind the first", *wakes)
+	}
+	in.Drain(*now)
+	r.want("[1 1]")
+	r.sink.answer(0, nil)
+	r.sink.answer(0, nil)
+	*now += aloneNanos - 1
+	add() // too soon
+	if r.want("[1 1]"); *wakes != 2 {
+		t.Fatalf("%d wake-ups, want one for the record that came soon after", *wakes)
+	}
+	in.Drain(*now)
+	r.sink.answer(0, nil)
+	*now += aloneNanos
+	add()
+	if r.want("[1 1 1 1]"); *wakes != 2 {
+		t.Fatalf("%d wake-ups, want none for a record that came alone", *wakes)
+	}
+	r.sink.answer(0, nil)
+	if !in.Idle() {
+		t.Error("not idle after all was answered")
+	}
+}
+
+// What the limits of time hold back, a link that takes nothing, and a close are for
+// the batcher's goroutine.
+func TestLoneRecordThatMustWait(t *testing.T) {
+	rec := serialize.Record{Value: []byte("0123456789")}
+	t.Run("linger", func(t *testing.T) {
+		r, in, p, wakes, now := borrowRig(t, Options{Linger: time.Millisecond})
+		if err := p.Append(&rec, 0); err != nil {
+			t.Fatal(err)
+		}
+		if r.want("[]"); *wakes != 1 {
+			t.Fatalf("%d wake-ups", *wakes)
+		}
+		in.Drain(*now)
+		if at := in.NextDeadline(); at != *now+int64(time.Millisecond) {
+			t.Fatalf("deadline %d", at)
+		}
+		in.Drain(in.NextDeadline())
+		r.want("[1]")
+		r.sink.answer(0, nil)
+	})
+	t.Run("back-pressure", func(t *testing.T) {
+		r, in, p, wakes, now := borrowRig(t, Options{})
+		r.sink.refuse = ErrBackpressure
+		for token := range uint64(2) {
+			if err := p.Append(&rec, token); err != nil {
+				t.Fatal(err)
+			}
+			*now += aloneNanos
+		}
+		if r.want("[]"); *wakes != 1 {
+			t.Fatalf("%d wake-ups, want one for the record behind the refused batch", *wakes)
+		}
+		r.sink.refuse = nil
+		r.b.Writable()
+		in.Drain(*now)
+		r.want("[1 1]")
+		r.sink.answer(0, nil)
+		r.sink.answer(0, nil)
+	})
+	t.Run("close", func(t *testing.T) {
+		r, in, p, wakes, now := borrowRig(t, Options{})
+		in.Close(*now + 1)
+		if *wakes != 1 || in.Borrowed(*now) {
+			t.Errorf("%d wake-ups, want one and the rest by Drain", *wakes)
+		}
+		if err := p.Append(&rec, 0); !errors.Is(err, ErrClosed) {
+			t.Error(err)
+		}
+		in.Drain(*now)
+		r.want("[]")
+	})
+}
