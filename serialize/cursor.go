@@ -19,10 +19,10 @@ type Cursor struct {
 	until   int // end of the records whose bounds are known
 	// bounds[i&31] is where the value of record i begins, and gap later is where it
 	// ends: gap is 1 where values lie back to back; else ends have a half of their
-	// own, and bounds are known of half a block.
+	// own, and bounds are known of half a block. A deletion's value ends one byte
+	// before it begins.
 	bounds [blockRecords + 1]uint32
 	next   uint32 // where record until begins
-	nulls  uint32 // bit i&31: record i is a deletion
 	gap    int
 	timeOf int
 	time   int64 // timestamp of record timeOf, if timestamps are steps
@@ -64,7 +64,7 @@ func (c *Cursor) fill() bool {
 func (c *Cursor) fillRich() {
 	const half = blockRecords / 2
 	b, first, from := c.b, c.i, c.next
-	c.nulls, c.gap = 0, half-first&half<<1 // half or -half
+	c.gap = half - first&half<<1 // half or -half
 	c.until = min(first+half, b.n)
 	var keys, values, headers [half]uint32
 	count := c.until - first
@@ -73,11 +73,11 @@ func (c *Cursor) fillRich() {
 	addColumn(headers[:count], b.from(&b.header, first), int(b.header.width))
 	for i := range count {
 		k := (first + i) & (blockRecords - 1)
-		if b.attributes(first+i)&attrNullValue != 0 {
-			c.nulls |= 1 << k
-		}
 		from += b.key.min + keys[i]
 		c.bounds[k] = from
+		if b.attributes(first+i)&attrNullValue != 0 {
+			c.bounds[k]++
+		}
 		from += b.value.min + values[i]
 		c.bounds[k+c.gap] = from
 		from += b.header.min + headers[i]
@@ -91,11 +91,11 @@ func (c *Cursor) Index() int { return c.i }
 // Value is the record's value; nil for a deletion.
 func (c *Cursor) Value() []byte {
 	k := c.i & (blockRecords - 1)
-	if c.nulls>>k&1 != 0 {
+	from, end := int(c.bounds[k]), int(c.bounds[k+c.gap])
+	if from > end {
 		return nil
 	}
-	end := c.bounds[k+c.gap]
-	return c.payload[c.bounds[k]:end:end]
+	return c.payload[from:end:end]
 }
 
 // Timestamp is the record's timestamp, Unix milliseconds.
@@ -121,7 +121,7 @@ func (c *Cursor) Record() Record {
 	k := c.i & (blockRecords - 1)
 	from, end := c.bounds[k], c.bounds[k+c.gap]
 	if !c.b.simple {
-		from -= c.b.keyLen(c.i)
+		from = min(from, end) - c.b.keyLen(c.i)
 		end += c.b.headerLen(c.i)
 	}
 	return c.b.record(c.i, from, end, c.Timestamp())

@@ -68,8 +68,8 @@ func (b *Batch) view(bytes []byte) error {
 	b.checkpoints, b.starts.offset = uint32(p.checkpoints), uint32(p.starts)
 	b.value.offset, b.key.offset, b.header.offset = uint32(p.values), uint32(p.keys), uint32(p.headers)
 	b.time.offset, b.attr.offset = uint32(p.times), uint32(p.attrs)
-	if b.n&7 != 0 && (b.leftOver(&b.value, b.n) || b.leftOver(&b.key, b.n) || b.leftOver(&b.header, b.n) ||
-		b.leftOver(&b.time, b.n) || b.leftOver(&b.attr, b.n)) {
+	if b.n&7 != 0 && (b.leftOver(&b.value, b.n) || b.leftOver(&b.time, b.n) ||
+		!b.simple && (b.leftOver(&b.key, b.n) || b.leftOver(&b.header, b.n) || b.leftOver(&b.attr, b.n))) {
 		return corruptf("bits behind a column's last number are not zero")
 	}
 	if b.leftOver(&b.starts, blocks(b.n)) {

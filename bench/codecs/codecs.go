@@ -102,14 +102,16 @@ func (m *millrace) Encode(records []serialize.Record) ([]byte, error) {
 }
 
 func (m *millrace) Visit(batch []byte) (int, error) {
-	open := serialize.Open
+	var b serialize.Batch
+	var err error
 	switch {
 	case m.o.Compression != serialize.None:
-		open = m.decoder.Open
-	case !m.o.CRC:
-		open = serialize.OpenTrusted
+		b, err = m.decoder.Open(batch)
+	case m.o.CRC:
+		b, err = serialize.Open(batch)
+	default:
+		b, err = serialize.OpenTrusted(batch)
 	}
-	b, err := open(batch)
 	if err != nil {
 		return 0, err
 	}
