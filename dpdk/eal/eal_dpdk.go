@@ -35,6 +35,8 @@ var eal struct {
 	args []string
 	err  error
 	open []*port // in the order of their opening
+	// closed is what the ports did that are closed.
+	closed Stats
 }
 
 // Init starts libdpdk in this process, once. args go to rte_eal_init (--allow

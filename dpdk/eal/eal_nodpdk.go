@@ -30,8 +30,8 @@ func NewMemif(ctx context.Context, cfg MemifConfig) (Port, Memif, error) {
 	return nil, Memif{}, ErrNotBuilt
 }
 
-// OpenPorts are none in this build.
-func OpenPorts() []OpenPort { return nil }
+// Ports are none in this build.
+func Ports() (open []OpenPort, closed Stats) { return nil, Stats{} }
 
 func useSocket(int) error { return nil }
 

@@ -226,7 +226,8 @@ func TestStatsOfAClosedQueue(t *testing.T) {
 	f[0].Len = 60
 	ports[0].TxBurst(f[:])
 	has := func() (n int) {
-		for _, o := range OpenPorts() {
+		open, _ := Ports()
+		for _, o := range open {
 			if o.Info.Name == "net_null6" && o.Stats.TxFrames == uint64(1-o.Queue) {
 				n++
 			}

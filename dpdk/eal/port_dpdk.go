@@ -126,16 +126,16 @@ func open(name string, args *string, queues int, opts Options, memif *Memif, rol
 	return out, nil
 }
 
-// OpenPorts are the ports that this process has open, and what they did. Any goroutine.
-func OpenPorts() []OpenPort {
+// Ports are the ports that this process has open, what they did, and the sum over those
+// that it has closed. Any goroutine.
+func Ports() (open []OpenPort, closed Stats) {
 	eal.mu.Lock()
 	defer eal.mu.Unlock()
-	var out []OpenPort
 	for _, p := range eal.open {
 		p.readStats()
-		out = append(out, OpenPort{p.info, int(p.c.queue), p.stats})
+		open = append(open, OpenPort{p.info, int(p.c.queue), p.stats})
 	}
-	return out
+	return open, eal.closed
 }
 
 // call hands the ports to C, as an array in C memory.
@@ -174,6 +174,15 @@ func (p *port) readStats() {
 		s.RxCopied, s.TxCopied = s.RxFrames, s.TxFrames
 	}
 	p.stats = s
+}
+
+func (s *Stats) add(o Stats) {
+	s.RxFrames += o.RxFrames
+	s.TxFrames += o.TxFrames
+	s.RxCopied += o.RxCopied
+	s.TxCopied += o.TxCopied
+	s.Dropped += o.Dropped
+	s.Starved += o.Starved
 }
 
 // Up says whether the link is up. A net_memif link that went down stays down.
@@ -266,6 +275,7 @@ func (p *port) Close() error {
 	}
 	p.closed = true
 	p.readStats()
+	eal.closed.add(p.stats)
 	eal.open = slices.DeleteFunc(eal.open, func(o *port) bool { return o == p })
 	d := p.dev
 	if d.open--; d.open > 0 {
