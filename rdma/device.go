@@ -62,6 +62,7 @@ const (
 	CapRead                          // READ, both ways
 	CapAtomic                        // COMPARE_SWAP and FETCH_ADD, both ways, atomic among all operations through this device
 	CapSRQ                           // shared receive queues, with limit event
+	CapTrains                        // packets of one length to one peer cost less together: full SENDs after one another are cheap
 )
 
 // Has tells whether all of want are there.

@@ -141,8 +141,8 @@ type EventLoop struct {
 }
 
 type counters struct {
-	doorbells, creditMessages, copiedMessages, copiedBytes, packedMessages, starved, receivePosts, yields, yieldedReceives, fallbacks, refused atomic.Uint64
-	receives                                                                                                                                   atomic.Int64
+	doorbells, creditMessages, copiedMessages, copiedBytes, packedMessages, paddedBytes, starved, receivePosts, yields, yieldedReceives, fallbacks, refused atomic.Uint64
+	receives                                                                                                                                                atomic.Int64
 }
 
 // Stats of an EventLoop since it was made.
@@ -157,6 +157,7 @@ type Stats struct {
 	CopiedMessages uint64 // sends copied because the device has not registered their memory
 	CopiedBytes    uint64
 	PackedMessages uint64 // small sends that went together with others, copied
+	PaddedBytes    uint64 // behind them, for trains of packets
 	Fallbacks      uint64 // connections that stayed on TCP
 	Refused        uint64 // of those that came to listeners, never opened
 	Starved        uint64 // receives that could not be posted again at once: the pool was exhausted
@@ -197,7 +198,7 @@ func (el *EventLoop) Stats() Stats {
 	s := &el.stats
 	return Stats{
 		Doorbells: s.doorbells.Load(), CreditMessages: s.creditMessages.Load(), CopiedMessages: s.copiedMessages.Load(),
-		CopiedBytes: s.copiedBytes.Load(), PackedMessages: s.packedMessages.Load(), Starved: s.starved.Load(), Fallbacks: s.fallbacks.Load(), Refused: s.refused.Load(), Yields: s.yields.Load(), Yielded: s.yieldedReceives.Load(),
+		CopiedBytes: s.copiedBytes.Load(), PackedMessages: s.packedMessages.Load(), PaddedBytes: s.paddedBytes.Load(), Starved: s.starved.Load(), Fallbacks: s.fallbacks.Load(), Refused: s.refused.Load(), Yields: s.yields.Load(), Yielded: s.yieldedReceives.Load(),
 		ReceivePosts: s.receivePosts.Load(), Receives: s.receives.Load(), ReceiveBytes: s.receives.Load() * int64(el.opts.ReceiveBytes),
 	}
 }

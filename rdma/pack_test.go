@@ -51,6 +51,33 @@ func TestPacked(t *testing.T) {
 	}
 }
 
+// Packs that are full have one length, so that they travel in trains; the last is as
+// short as its messages.
+func TestFullPacksArePadded(t *testing.T) {
+	for _, size := range []int{0, 1, 256, 1000, 1024} {
+		server, client := startNode(t, nodeOptions{}), startNode(t, nodeOptions{})
+		sh := newCollector()
+		c := client.dial(server.listen(sh), newCollector())
+		const n = 100
+		client.do(func() {
+			for i := range n {
+				if err := sendCopy(c, pattern(i, size)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		for i := range n {
+			if got := sh.next(t); !bytes.Equal(got, pattern(i, size)) {
+				t.Fatalf("message %d of %d bytes: %d other bytes", i, size, len(got))
+			}
+		}
+		padded := client.el.Stats().PaddedBytes
+		if full := n / (8188 / (size + 4)); padded > uint64(full*(size+4)) || size == 1000 && padded == 0 {
+			t.Errorf("%d bytes of padding in about %d packs with messages of %d bytes", padded, full, size)
+		}
+	}
+}
+
 // A message that is alone is sent from where it lies, and so are large ones.
 func TestAloneIsNotPacked(t *testing.T) {
 	server, client := startNode(t, nodeOptions{}), startNode(t, nodeOptions{})
@@ -168,6 +195,8 @@ func TestBadPacks(t *testing.T) {
 		{name: "half a length", data: []byte{1, 0, 0}},
 		{name: "a message longer than the rest", data: append(le(nil, 5), "four"...)},
 		{name: "a length of 2^32-1", data: append(le(nil, 1<<32-1), "four"...)},
+		{name: "padding alone", data: append(le(nil, 1<<32-1), make([]byte, 60)...)},
+		{name: "a good message, then half of a padding's length", data: append(append(le(nil, 4), "four"...), 255, 255, 255)},
 		{name: "a good message, then a stray byte", data: append(append(le(nil, 4), "four"...), 0)},
 		{name: "over the largest message", data: append(le(nil, 3000), make([]byte, 3000)...)},
 		{name: "with MORE", imm: more, data: append(le(nil, 4), "four"...)},

@@ -14,7 +14,8 @@ import "errors"
 //	bit 29      CONTROL: the control receive that the peer's last CREDIT used is posted again
 //	bit 28      YIELD: no data; bits 16–27 data receives are given back unused
 //	bit 27      without YIELD, PACKED: the SEND holds whole messages, each behind its
-//	            length in 4 bytes, little-endian
+//	            length in 4 bytes, little-endian; a length of 2^32−1 behind them: the
+//	            rest is padding
 //	bits 16–27  with YIELD as above, else zero but for PACKED
 //	bits 0–15   data receives granted: posted for the peer since the last grant
 //
@@ -23,7 +24,8 @@ import "errors"
 //
 // Small messages that wait together for the same flush go packed: one work request,
 // one packet or two, one completion and one receive for all of them. A message that
-// waits alone is sent from where it lies.
+// waits alone is sent from where it lies. A pack that has no room for the next message
+// is padded where packets of one length travel together for less (CapTrains).
 //
 // # Credits
 //

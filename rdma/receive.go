@@ -67,6 +67,9 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 func (c *conn) unpack(wc *WC, buf *hugepages.Buf) error {
 	data, n := buf.Bytes(), 0
 	for rest := data; len(rest) > 0; n++ {
+		if n > 0 && len(rest) >= packedHeader && binary.LittleEndian.Uint32(rest) == packedPad {
+			break
+		}
 		if len(rest) < packedHeader || uint64(binary.LittleEndian.Uint32(rest)) > uint64(min(len(rest)-packedHeader, c.el.loop.MaxMessageBytes())) {
 			n = 0
 			break

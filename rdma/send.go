@@ -84,7 +84,10 @@ func (c *conn) post() int {
 	wrs := c.el.sendWRs[:0]
 	room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
 	for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
-		if n, bytes := c.packable(); n > 1 {
+		if n, bytes, full := c.packable(); n > 1 {
+			if full && c.dev.attr.Caps.Has(CapTrains) {
+				bytes = c.segmentBytes
+			}
 			if b, err := c.el.loop.Pool().Get(bytes, hugepages.Send); err == nil {
 				wrs = append(wrs, c.pack(b, n))
 				continue
@@ -145,24 +148,33 @@ func (c *conn) stalls() bool {
 // request and a packet of its own.
 const packMax = 1 << 10
 
-// packedHeader is the length in front of a packed message.
-const packedHeader = 4
+// packedHeader is the length in front of a packed message. packedPad in its place
+// begins what is left of the SEND.
+const (
+	packedHeader = 4
+	packedPad    = 1<<32 - 1
+)
 
 // packable is how many of the messages to be posted next fit into one SEND
-// together, and how many bytes that has.
-func (c *conn) packable() (n, bytes int) {
+// together, and how many bytes that has. full: another one is there that does not fit,
+// but padding does.
+func (c *conn) packable() (n, bytes int, full bool) {
 	for c.unposted+n < c.sendq.count {
 		m := c.sendq.at(c.unposted + n)
-		if m.size > packMax || m.posted > 0 || bytes+packedHeader+m.size > c.segmentBytes {
+		if m.size > packMax || m.posted > 0 {
 			break
+		}
+		if bytes+packedHeader+m.size > c.segmentBytes {
+			return n, bytes, bytes+packedHeader <= c.segmentBytes
 		}
 		bytes += packedHeader + m.size
 		n++
 	}
-	return n, bytes
+	return n, bytes, false
 }
 
-// pack is one work request for the next n messages, copied into b.
+// pack is one work request for the next n messages, copied into b, which may be longer:
+// where trains of packets are cheap, none shall end because its last packet is short.
 func (c *conn) pack(b *hugepages.Buf, n int) SendWR {
 	c.postedWRs++
 	c.credits--
@@ -173,6 +185,11 @@ func (c *conn) pack(b *hugepages.Buf, n int) SendWR {
 		dst = dst[packedHeader+copy(dst[packedHeader:], m.buf.Bytes()):]
 		m.last, m.whole = c.postedWRs, true
 		c.unposted++
+	}
+	if len(dst) > 0 {
+		binary.LittleEndian.PutUint32(dst, packedPad)
+		c.el.stats.paddedBytes.Add(uint64(len(dst)))
+		clear(dst[packedHeader:]) // the buffer's earlier contents are not the peer's business
 	}
 	c.sendq.at(c.unposted - 1).pack = b
 	c.el.stats.packedMessages.Add(uint64(n))

@@ -174,10 +174,14 @@ func New(link Link, opts Options) *Device {
 
 // Attr implements rdma.Device.
 func (d *Device) Attr() rdma.DeviceAttr {
+	caps := rdma.CapWrite | rdma.CapRead | rdma.CapAtomic | rdma.CapSRQ
+	if d.attr.Trains {
+		caps |= rdma.CapTrains
+	}
 	return rdma.DeviceAttr{
 		Name: d.attr.Name, Label: "user-space", GID: d.attr.Local.Addr(), UDPPort: d.attr.Local.Port(),
 		PathMTU: d.pathMTU, MaxMsg: MaxMessage, MaxInline: MaxInline, MaxQPWR: MaxQPWR,
-		Caps: rdma.CapWrite | rdma.CapRead | rdma.CapAtomic | rdma.CapSRQ, MaxSRQWR: MaxSRQWR, MaxRdAtomic: MaxRdAtomic, MaxDestRdAtomic: MaxRdAtomic,
+		Caps: caps, MaxSRQWR: MaxSRQWR, MaxRdAtomic: MaxRdAtomic, MaxDestRdAtomic: MaxRdAtomic,
 	}
 }
 

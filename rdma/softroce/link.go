@@ -61,6 +61,9 @@ type LinkAttr struct {
 	Local netip.AddrPort // address and UDP port that peers send to
 	MTU   int            // bytes after the UDP header that fit one packet
 	Queue int            // frames that may be in flight from here before a burst is likely dropped or refused
+	// Trains: frames of one length to one peer, the last of which may be shorter, cost
+	// much less together than others.
+	Trains bool
 }
 
 // Path is a prepared destination.

@@ -129,7 +129,7 @@ func NewPacketLink(netdev string, addr netip.AddrPort) (l *PacketLink, err error
 		}
 		return l, err
 	}
-	l.attr.Queue = l.sock.ring.slots
+	l.attr.Queue, l.attr.Trains = l.sock.ring.slots, l.sock.trains
 	l.tx = newTxPool(headroom, mtu)
 	return l, nil
 }

@@ -95,6 +95,7 @@ func NewUDPLink(addr netip.AddrPort) (*UDPLink, error) {
 		headers = ip6Len + udpLen
 	}
 	l.attr = LinkAttr{Name: "softroce+udp", Local: local, MTU: min(ifc.MTU-headers, frameBytes), Queue: max(l.rcv/skbBytes, 1)}
+	l.attr.Trains = trains
 	l.sock.init(ip.Is6(), trains)
 	l.sock.source = l.source
 	if l.attr.Local.Addr().Is4() {
