@@ -348,6 +348,9 @@ func TestDevicePerPeer(t *testing.T) {
 				t.Fatalf("got %q", got)
 			}
 		}
+		if got, want := client.el.Stats().Registered, int64(len(client.loop.Pool().Arena().Bytes())); got != want {
+			t.Errorf("%d bytes registered, want the arena's %d", got, want)
+		}
 		client.do(func() {
 			for _, d := range conns {
 				d.c.Close(nil)
@@ -361,6 +364,9 @@ func TestDevicePerPeer(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
+		}
+		if got := client.el.Stats().Registered; got != 0 {
+			t.Errorf("%d bytes registered without a device", got)
 		}
 	}
 	sf.mu.Lock()

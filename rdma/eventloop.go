@@ -81,7 +81,7 @@ const (
 	// patientBytes is how much of a connection may wait for that.
 	patientBytes = 64 << 10
 	// eventsEvery is in how many polls asynchronous events are looked for once, besides
-	// those that found packets and the last before the loop sleeps.
+	// the last before the loop sleeps. Whom they concern learns it from completions, too.
 	eventsEvery = 64
 )
 
@@ -142,7 +142,7 @@ type EventLoop struct {
 
 type counters struct {
 	doorbells, creditMessages, copiedMessages, copiedBytes, packedMessages, paddedBytes, starved, receivePosts, yields, yieldedReceives, fallbacks, refused atomic.Uint64
-	receives                                                                                                                                                atomic.Int64
+	receives, registered                                                                                                                                    atomic.Int64
 }
 
 // Stats of an EventLoop since it was made.
@@ -154,6 +154,7 @@ type Stats struct {
 	ReceivePosts   uint64 // lists of receives posted
 	Receives       int64  // receive buffers posted now
 	ReceiveBytes   int64  // their payload bytes
+	Registered     int64  // bytes of memory registered with devices; adapters and the kernel's Soft-RoCE keep it pinned
 	CopiedMessages uint64 // sends copied because the device has not registered their memory
 	CopiedBytes    uint64
 	PackedMessages uint64 // small sends that went together with others, copied
@@ -200,6 +201,7 @@ func (el *EventLoop) Stats() Stats {
 		Doorbells: s.doorbells.Load(), CreditMessages: s.creditMessages.Load(), CopiedMessages: s.copiedMessages.Load(),
 		CopiedBytes: s.copiedBytes.Load(), PackedMessages: s.packedMessages.Load(), PaddedBytes: s.paddedBytes.Load(), Starved: s.starved.Load(), Fallbacks: s.fallbacks.Load(), Refused: s.refused.Load(), Yields: s.yields.Load(), Yielded: s.yieldedReceives.Load(),
 		ReceivePosts: s.receivePosts.Load(), Receives: s.receives.Load(), ReceiveBytes: s.receives.Load() * int64(el.opts.ReceiveBytes),
+		Registered: s.registered.Load(),
 	}
 }
 
@@ -244,7 +246,7 @@ func (el *EventLoop) poll(budget int, last bool) int {
 		if deadline != 0 && (el.deadline == 0 || deadline < el.deadline) {
 			el.deadline = deadline
 		}
-		if n > 0 || last || el.polls%eventsEvery == 0 {
+		if last || el.polls%eventsEvery == 0 {
 			work += el.takeEvents(d)
 		}
 	}
@@ -287,17 +289,17 @@ func (el *EventLoop) settleReady() (work int) {
 		if c := el.ready[i]; !c.shut {
 			work += c.settle()
 		}
+		el.ready[i] = nil
 	}
-	clear(el.ready)
 	el.ready = el.ready[:0]
 	if len(el.later) > 0 {
 		el.flush()
-		for _, c := range el.later {
+		for i, c := range el.later {
 			if !c.shut {
 				c.topUp()
 			}
+			el.later[i] = nil
 		}
-		clear(el.later)
 		el.later = el.later[:0]
 	}
 	el.releaseSpare()
@@ -467,6 +469,7 @@ func (el *EventLoop) flush() {
 	}
 	for i := 0; i < len(el.dirty); i++ {
 		c := el.dirty[i]
+		el.dirty[i] = nil
 		c.dirty = false
 		if c.shut || c.segmentBytes == 0 {
 			continue
@@ -477,7 +480,6 @@ func (el *EventLoop) flush() {
 		for c.post() == sendList {
 		}
 	}
-	clear(el.dirty)
 	el.dirty = el.dirty[:0]
 	now := el.loop.Now()
 	for _, d := range el.active {
@@ -565,6 +567,7 @@ func (el *EventLoop) Close() error {
 	}
 	el.setups.Wait() // farewells of those, and devices that were dropped
 	var err error
+	el.stats.registered.Store(0)
 	for d := range el.devices {
 		err = errors.Join(err, d.closeQueues(), el.fabric.Drop(d.dev))
 	}

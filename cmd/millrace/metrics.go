@@ -81,6 +81,7 @@ func (m *metrics) watchRDMA(backends []netpoll.Backend) {
 			}, func() float64 { s := stats(); return float64(c.get(&s)) }))
 		}
 		m.gauge("rdma_receive_buffers", "Receive buffers posted.", prometheus.Labels{"transport": scheme}, func() float64 { return float64(stats().Receives) })
+		m.gauge("rdma_registered_bytes", "Memory registered with devices; real ones and the kernel's Soft-RoCE keep it pinned.", prometheus.Labels{"transport": scheme}, func() float64 { return float64(stats().Registered) })
 	}
 }
 

@@ -22,7 +22,11 @@ type benchEnd struct {
 	cq    rdma.CQ
 	qp    rdma.QP
 	wcs   [64]rdma.WC
+	sent  int
 }
+
+// pongSignals is how many messages of the ping-pong share a completion.
+const pongSignals = 32
 
 const (
 	benchBytes = 128
@@ -87,32 +91,31 @@ func (e *benchEnd) recv(b *testing.B, slots ...int) {
 }
 
 func (e *benchEnd) send(b *testing.B) {
-	wrs := [1]rdma.SendWR{{Data: e.slot(benchRecvs), Signaled: true}}
+	e.sent++
+	wrs := [1]rdma.SendWR{{Data: e.slot(benchRecvs), Signaled: e.sent%pongSignals == 0}}
 	if _, err := e.qp.PostSend(wrs[:]); err != nil {
 		b.Error(err)
 	}
 }
 
-// message waits for the next message; false if the pair broke or the other end has
-// stopped.
-func (e *benchEnd) message(b *testing.B, stopped *atomic.Bool) bool {
+// message waits for the next message, and gives its slot; false if the pair broke or
+// the other end has stopped.
+func (e *benchEnd) message(b *testing.B, stopped *atomic.Bool) (slot int, ok bool) {
 	for i := 0; ; i++ {
-		got := false
 		for _, wc := range e.wcs[:e.cq.Poll(e.wcs[:])] {
 			if wc.Status != rdma.Success {
 				b.Errorf("completion %+v", wc)
-				return false
+				return 0, false
 			}
-			if wc.Op == rdma.WCRecv {
-				e.recv(b, int(wc.ID))
-				got = true
+			if wc.Op == rdma.WCRecv { // one at most: the other end waits for the answer
+				slot, ok = int(wc.ID), true
 			}
 		}
-		if got {
-			return true
+		if ok {
+			return slot, true
 		}
 		if i&1023 == 0 && stopped.Load() {
-			return false
+			return 0, false
 		}
 	}
 }
@@ -125,7 +128,8 @@ func reportMedian(b *testing.B, rounds []time.Duration) {
 	}
 }
 
-// BenchmarkBareRoundTrip is a ping-pong on bare queue pairs; compare with ib_send_lat.
+// BenchmarkBareRoundTrip is a ping-pong on bare queue pairs, receives posted again behind
+// the answers; compare with ib_send_lat.
 func BenchmarkBareRoundTrip(b *testing.B) {
 	ends := benchPair(b)
 	for _, e := range ends {
@@ -139,8 +143,13 @@ func BenchmarkBareRoundTrip(b *testing.B) {
 		defer close(done)
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		for ends[1].message(b, &stopped) {
+		for {
+			slot, ok := ends[1].message(b, &stopped)
+			if !ok {
+				return
+			}
 			ends[1].send(b)
+			ends[1].recv(b, slot)
 		}
 	}()
 	runtime.LockOSThread()
@@ -149,10 +158,12 @@ func BenchmarkBareRoundTrip(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
 		ends[0].send(b)
-		if !ends[0].message(b, &stopped) {
+		slot, ok := ends[0].message(b, &stopped)
+		if !ok {
 			break
 		}
 		rounds = append(rounds, time.Since(began))
+		ends[0].recv(b, slot)
 	}
 	stopped.Store(true)
 	<-done
