@@ -22,7 +22,8 @@ type Port interface {
 	// means that the pool or ring is full for now.
 	AllocBurst(frames []Frame) int
 	// TxBurst transmits frames[i].Data[:Len] in order and returns how many were
-	// taken; the rest stay the caller's.
+	// taken; the rest stay the caller's. Received frames are taken as well, as they
+	// are, but by memif's ports, each of whose rings has buffers of its own.
 	TxBurst(frames []Frame) int
 	// RxBurst fills frames with received ones and returns how many. The caller
 	// gives each back with FreeBurst.

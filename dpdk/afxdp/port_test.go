@@ -144,34 +144,11 @@ func TestReopen(t *testing.T) {
 
 // A port that sends back what it received, and never asks for an empty frame, does not
 // run out of frames.
-func TestSendsOnWhatItReceived(t *testing.T) {
+func TestSendsOn(t *testing.T) {
 	veth(t, 1500, func(x0, x1 string) {
-		const ring, total = 64, 20 * 64
-		a, b := open(t, x0, Config{Ring: ring}), open(t, x1, Config{Ring: ring})
-		var f [8]dpdk.Frame
-		back := 0
-		for spins := 0; back < total; spins++ {
-			if spins == 1<<22 {
-				t.Fatalf("%d of %d frames came back: %+v, %+v", back, total, a.Stats(), b.Stats())
-			}
-			if spins%4 == 0 { // a frame that is lost is replaced
-				n := a.AllocBurst(f[:4])
-				for i := range n {
-					copy(f[i].Data, "\x02aaaaa\x02bbbbb\x88\xb5")
-					f[i].Len = 64
-				}
-				sent := a.TxBurst(f[:n])
-				a.FreeBurst(f[sent:n])
-			}
-			if n := b.RxBurst(f[:]); n > 0 {
-				if sent := b.TxBurst(f[:n]); sent < n {
-					b.FreeBurst(f[sent:n])
-				}
-			}
-			n := a.RxBurst(f[:])
-			back += n
-			a.FreeBurst(f[:n])
-		}
+		porttest.SendsOn(t, func(t *testing.T) (dpdk.Port, dpdk.Port) {
+			return open(t, x0, Config{Ring: 64}), open(t, x1, Config{Ring: 64})
+		})
 	})
 }
 

@@ -82,6 +82,13 @@ func TestMemifConformsFromTheClient(t *testing.T) {
 	})
 }
 
+func TestMemifSendsOn(t *testing.T) {
+	porttest.SendsOn(t, func(t *testing.T) (dpdk.Port, dpdk.Port) {
+		a, b := pair(t, Options{})
+		return a, b
+	})
+}
+
 func TestMemifIsGuarded(t *testing.T) {
 	a, b := pair(t, Options{})
 	if !a.Guarded() || !b.Guarded() {

@@ -333,6 +333,20 @@ stop_and_close(void *arg)
 	sem_post(&s->done);
 }
 
+// empty_rings takes what is under way out of a net_ring's rings: libdpdk keeps these when
+// the device goes and gives them to the next of that name, but the frames go with their
+// pools. Only pointers move, so it does not matter whose pools are gone already.
+static void
+empty_rings(struct mr_port **ports, uint32_t n)
+{
+	struct rte_mbuf *m[MR_BURST];
+	uint32_t i;
+
+	for (i = 0; i < n; i++)
+		while (rte_eth_rx_burst(ports[i]->port_id, ports[i]->queue, m, MR_BURST) > 0)
+			;
+}
+
 int
 mr_port_close(struct mr_port **ports, uint32_t n, struct mr_memory *m, int remove)
 {
@@ -340,6 +354,8 @@ mr_port_close(struct mr_port **ports, uint32_t n, struct mr_memory *m, int remov
 	struct stop s = {.p = p};
 	int memif = strcmp(p->driver, "net_memif") == 0, ret;
 
+	if (strcmp(p->driver, "net_ring") == 0)
+		empty_rings(ports, n);
 	sem_init(&s.done, 0, 0);
 	// net_memif disconnects on the interrupt thread when the peer goes, without
 	// a lock against a stop on another thread. Alarms run on that same thread,

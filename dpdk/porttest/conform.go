@@ -351,3 +351,41 @@ func testPeerCloses(t *testing.T, a, b dpdk.Port) {
 		a.FreeBurst(rx[:a.RxBurst(rx)])
 	}
 }
+
+// SendsOn shows that TxBurst takes frames that RxBurst gave, as they are, for longer than
+// the pool lasts: for all ports but memif's, each of whose rings has buffers of its own.
+// newPair is Conform's.
+func SendsOn(t *testing.T, newPair func(t *testing.T) (a, b dpdk.Port)) {
+	a, b := newPair(t)
+	waitUp(t, a, b)
+	const size = 200
+	total, seq, back := 20*a.Info().Ring, 0, 0
+	frames := make([]dpdk.Frame, 16)
+	quiet := time.Now() // since something came back
+	for deadline := quiet.Add(patience); back < total; {
+		if seq-back < a.Info().Ring/2 || time.Since(quiet) > 10*time.Millisecond { // then they were lost
+			n := a.AllocBurst(frames)
+			for i := range n {
+				fill(&frames[i], seq+i, size)
+			}
+			took := a.TxBurst(frames[:n])
+			a.FreeBurst(frames[took:n])
+			seq += took
+		}
+		n := b.RxBurst(frames)
+		b.FreeBurst(frames[b.TxBurst(frames[:n]):n])
+		n = a.RxBurst(frames)
+		for i := range n {
+			got := int(binary.BigEndian.Uint32(frames[i].Data[14:]))
+			if got < back || got >= seq {
+				t.Fatalf("frame %d came back after %d; %d were sent", got, back-1, seq)
+			}
+			check(t, frames[i], got, size)
+			back, quiet = got+1, time.Now()
+		}
+		a.FreeBurst(frames[:n])
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v: %d of %d frames came back", patience, back, total)
+		}
+	}
+}

@@ -8,19 +8,21 @@ import (
 	"github.com/millrace/millrace/dpdk"
 )
 
-func TestConform(t *testing.T) {
-	Conform(t, func(t *testing.T) (dpdk.Port, dpdk.Port) {
-		a, b := NewPair("fake", Config{})
-		t.Cleanup(func() {
-			a.Close()
-			b.Close()
-			if n := a.Outstanding() + b.Outstanding(); n != 0 {
-				t.Errorf("%d frames leaked", n)
-			}
-		})
-		return a, b
+func fakePair(t *testing.T) (dpdk.Port, dpdk.Port) {
+	a, b := NewPair("fake", Config{})
+	t.Cleanup(func() {
+		a.Close()
+		b.Close()
+		if n := a.Outstanding() + b.Outstanding(); n != 0 {
+			t.Errorf("%d frames leaked", n)
+		}
 	})
+	return a, b
 }
+
+func TestConform(t *testing.T) { Conform(t, fakePair) }
+
+func TestSendsOn(t *testing.T) { SendsOn(t, fakePair) }
 
 // faults sends n frames through a faulty pair and returns the order of arrival.
 func faults(t *testing.T, cfg Config, n int) ([]byte, Stats) {
