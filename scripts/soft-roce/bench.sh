@@ -53,7 +53,7 @@ round() {
 	local lat bw rt rate message
 	lat=$(perftest ib_send_lat -s 128 -n 5000 | awk '{ print 2 * $5 }') # of one way, the typical one a median
 	rt=$(ours BareRoundTrip median-ns | awk '{ print $1 / 1000 }')
-	"$millrace" bench --json "$out/round.json" --quick --transports "rdma:$device" --workload rtt >/dev/null 2>&1
+	"$millrace" bench --json "$out/round.json" --quick --duration 2s --transports "rdma:$device" --workload rtt >/dev/null 2>&1
 	message=$(rows round | grep '"layer":"message"' | field rtMicros)
 	bw=$(perftest ib_send_bw -s 128 -n 20000 | awk '{ print $5 * 1e6 }')
 	rate=$(ours BareSendRate messages/s)
