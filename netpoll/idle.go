@@ -21,11 +21,12 @@ type IdlePolicy struct {
 	// takes, and only while recent messages came soon enough that a wake-up would
 	// have been dearer than the spin; otherwise it blocks at once.
 	Adaptive bool
-	// Gulp lets work gather: while messages come so fast that at least two arrive
-	// in this time, the loop, once nothing is left to do, sleeps until Gulp after its
-	// last busy cycle began, and nothing but a timer ends that sleep early. So a message waits at most
-	// Gulp and one wake-up longer, and so do functions given to Submit. When less
-	// comes, the loop blocks, and the next message is taken at once. 0: never.
+	// Gulp lets work gather: while the loop would else be woken at least twice in this
+	// time, it sleeps, once nothing is left to do, until Gulp after its last busy cycle
+	// began, and nothing but a timer ends that sleep early. So a message waits at most
+	// Gulp and one wake-up longer, and so do functions given to Submit. When less comes,
+	// or what comes has gathered on its way already, the loop blocks, and the next message
+	// is taken at once. 0: never.
 	Gulp time.Duration
 	// Park allows the loop to block. Without it one CPU is always busy, and the
 	// other fields mean nothing.
@@ -69,8 +70,11 @@ const (
 	firstPatience = 16
 	// maxPause bounds what one pause adds to the average time between busy cycles.
 	maxPause = int64(400 * time.Microsecond)
-	// gulpWorth is how much work must be expected of a gulp.
+	// gulpWorth is how many wake-ups a gulp must be expected to replace.
 	gulpWorth = 2
+	// gulpProbe is one in how many gulps is left out, to see how often the loop is woken
+	// without them.
+	gulpProbe = 8
 )
 
 // ParseIdlePolicy returns the policy of that name: latency, balanced, efficient.
@@ -102,10 +106,11 @@ type idler struct {
 	// patience is how many gaps must pass between probes for such hints; it doubles
 	// with each, until one was right.
 	patience int
-	took     int64 // time from one busy cycle to the next, averaged
-	work16   int64 // 16 × the work of a busy cycle, averaged
+	took     int64 // time from one busy cycle to the next where no gulp came between, averaged
 	began    int64 // start of the last busy cycle
-	napped   bool  // and the sleep after it was taken
+	asked    bool  // and whether a gulp should follow it was asked
+	gulped   bool  // and one did
+	gulps    int   // of those that were due, left-out ones included
 }
 
 func newIdler(p IdlePolicy) idler {
@@ -124,14 +129,15 @@ func (i *idler) limit() int64 {
 
 // worked ends the present gap: the cycle from start to end found work. The next
 // gap begins at end.
-func (i *idler) worked(work int, start, end int64) {
+func (i *idler) worked(start, end int64) {
 	if i.policy.Adaptive {
 		i.learnGap(start - i.since)
 	}
-	// A pause longer than a few gulps says no more than that it was long.
-	i.took += (min(start-i.began, maxPause) - i.took) / 8
-	i.work16 += (int64(work)*16 - i.work16) / 8
-	i.began, i.napped = start, false
+	if !i.gulped || i.slept { // a gulp that found nothing says that less comes
+		// A pause longer than a few gulps says no more than that it was long.
+		i.took += (min(start-i.began, maxPause) - i.took) / 8
+	}
+	i.began, i.asked, i.gulped = start, false, false
 	i.begin(end)
 }
 
@@ -194,24 +200,29 @@ func (i *idler) mayPark(now int64) bool { return i.policy.Park && now-i.since >=
 // if it should not. Once for each gap, when a cycle has found nothing: what already
 // waits is taken first, or a peer might be held up whose window is full.
 func (i *idler) napUntil(work int) int64 {
-	if i.policy.Gulp == 0 || i.napped || work > 0 || !i.policy.Park {
+	if i.policy.Gulp == 0 || i.asked || work > 0 || !i.policy.Park {
 		return 0
 	}
-	i.napped = true
-	if !i.gulps() {
+	i.asked = true
+	if !i.gulping() {
 		return 0
 	}
+	if i.gulps++; i.gulps%gulpProbe == 0 {
+		return 0
+	}
+	i.gulped = true
 	return i.began + int64(i.policy.Gulp)
 }
 
-// gulps reports whether enough comes for the loop to take it in gulps.
-func (i *idler) gulps() bool {
-	return i.policy.Gulp > 0 && i.took*16*gulpWorth <= int64(i.policy.Gulp)*i.work16
+// gulping reports whether the loop is woken so often that gulps replace wake-ups. How
+// many messages come does not matter: those that come together share a wake-up.
+func (i *idler) gulping() bool {
+	return i.policy.Gulp > 0 && gulpWorth*i.took <= int64(i.policy.Gulp)
 }
 
 // sparse reports whether messages come so far apart that looking once more before
 // blocking is in vain.
-func (i *idler) sparse() bool { return i.took > i.wake }
+func (i *idler) sparse() bool { return i.took > i.wake && !i.gulping() }
 
 // learnWake takes a measured wake-up into account. One that took far longer than
 // usual was no wake-up: the machine was busy with others.

@@ -26,7 +26,7 @@ func gaps(i *idler, n int, now *int64, gap func() int64) (spun int64, blocked in
 			spun = due - i.since
 		}
 		*now = start + us
-		i.worked(1, start, *now)
+		i.worked(start, *now)
 	}
 	return spun, blocked
 }
@@ -84,7 +84,7 @@ func TestBalancedSleepsBetweenTicks(t *testing.T) {
 			spun += min(i.spin, due-i.since)
 		}
 		now = start + us
-		i.worked(1, start, now)
+		i.worked(start, now)
 	}
 	if mean := spun / int64(n/2); mean > 2*us {
 		t.Errorf("one message every 100 µs: spins %d ns for each", mean)
@@ -111,7 +111,7 @@ func TestBalancedLeavesMutualSleep(t *testing.T) {
 			start += i.wake
 		}
 		end := start + handling*us
-		i.worked(1, start, end)
+		i.worked(start, end)
 		trips++
 		now = end
 		if n > 100 && a.spin > 0 && b.spin > 0 && !a.slept && !b.slept && a.gain > 0 && b.gain > 0 {
@@ -156,7 +156,7 @@ func TestEfficientGulps(t *testing.T) {
 	feed := func(n int, every int64) {
 		for range n {
 			now += every
-			i.worked(1, now, now+us)
+			i.worked(now, now+us)
 		}
 	}
 	feed(50, 10*us)
@@ -177,20 +177,61 @@ func TestEfficientGulps(t *testing.T) {
 		t.Error("must block then")
 	}
 	b := newIdler(Balanced())
-	b.worked(100, 1, 2)
+	b.worked(1, 2)
 	if b.napUntil(0) != 0 {
 		t.Error("balanced takes gulps")
 	}
 }
 
+// What gulps gather says nothing about how often the loop would be woken without them:
+// some are left out, and one that finds nothing counts.
+func TestEfficientLearnsBetweenGulps(t *testing.T) {
+	i := newIdler(Efficient())
+	now, gulp := int64(0), int64(defaultGulp)
+	gulps := 0
+	// next is a busy cycle after which all is done; the next message comes after every.
+	next := func(every int64) {
+		i.worked(now, now+us)
+		until := i.napUntil(0)
+		i.slept = until == 0
+		if until != 0 {
+			gulps++
+			if i.sparse() {
+				t.Fatal("it takes gulps, and blocks without having looked for them")
+			}
+		}
+		if i.slept = until < now+every; i.slept {
+			now += every
+		} else {
+			now = until
+		}
+	}
+	for range 800 {
+		next(20 * us)
+	}
+	if gulps < 600 || gulps > 720 {
+		t.Errorf("800 busy cycles 20 µs apart: %d gulps, want seven of eight", gulps)
+	}
+	if i.took > 30*us {
+		t.Errorf("messages 20 µs apart come every %d ns", i.took)
+	}
+	gulps = 0
+	for range 100 {
+		next(3 * gulp)
+	}
+	if gulps > 8 {
+		t.Errorf("messages 300 µs apart: %d gulps until that was noticed", gulps)
+	}
+}
+
 func TestIdlePolicies(t *testing.T) {
 	lat := newIdler(Latency())
-	lat.worked(1, 0, 1)
+	lat.worked(0, 1)
 	if lat.mayPark(1<<60) || lat.napUntil(0) != 0 {
 		t.Error("latency sleeps")
 	}
 	fixed := newIdler(IdlePolicy{Name: "fixed", Spin: 30 * time.Microsecond, Park: true})
-	fixed.worked(1, 0, 100)
+	fixed.worked(0, 100)
 	if fixed.mayPark(100+30*us-1) || !fixed.mayPark(100+30*us) {
 		t.Error("a fixed spin is not kept to")
 	}

@@ -82,6 +82,7 @@ type Loop struct {
 	faulty bool // a flush met an error meanwhile
 
 	start  time.Time
+	ticks  tickClock // of start; see Clock for others
 	now    int64
 	timers timerHeap
 	queue  *submitQueue
@@ -152,6 +153,7 @@ func NewLoop(o Options) (*Loop, error) {
 		}
 		l.arena, l.pool = arena, hugepages.NewPool(arena)
 	}
+	l.ticks = newTickClock(l.start)
 	var err error
 	if l.wake, err = newWaker(l.Clock); err != nil {
 		return nil, errors.Join(err, l.freeArena())
@@ -346,16 +348,16 @@ func (l *Loop) Run() error {
 	defer close(l.done)
 	l.owner.Lock()
 	defer l.owner.Unlock()
-	l.now = l.Clock()
+	l.now = l.ticks.read()
 	l.yielded = l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
 	for !l.stopping.Load() {
 		work := l.cycle()
-		end := l.Clock()
+		end := l.ticks.read()
 		l.counts.cycles++
 		if work > 0 {
 			l.countBusy(end)
-			l.idle.worked(work, l.now, end)
+			l.idle.worked(l.now, end)
 		}
 		l.now = end
 		if work > 0 && !l.spareP || end-l.yielded >= yieldNanos {
@@ -383,7 +385,7 @@ func (l *Loop) yield() {
 		l.publish()
 	}
 	runtime.Gosched()
-	l.now = l.Clock()
+	l.now = l.ticks.read()
 	l.yielded = l.now
 }
 
@@ -428,12 +430,12 @@ func (l *Loop) flush() {
 	for round := 0; round < flushRounds && (len(l.dirty) > 0 || len(l.writable) > 0); round++ {
 		for i := 0; i < len(l.dirty); i++ {
 			c := l.dirty[i]
+			l.dirty[i] = nil
 			c.dirty = false
 			if c.state != connClosed {
 				c.wire.Flush()
 			}
 		}
-		clear(l.dirty)
 		l.dirty = l.dirty[:0]
 		// OnWritable may send, be refused and be owed another call: only those of
 		// this round are told, the rest wait for the next cycle.
@@ -495,7 +497,7 @@ func (l *Loop) park() {
 		if !idle { // looking once more, it may have run handlers
 			l.oweHooks()
 			l.foundWork(b)
-			l.idle.worked(1, l.now, l.now)
+			l.idle.worked(l.now, l.now)
 			return
 		}
 		deadline = earlier(deadline, d)
@@ -527,7 +529,7 @@ func (l *Loop) park() {
 // woke is the end of a sleep.
 func (l *Loop) woke() {
 	slept := l.now
-	l.now = l.Clock()
+	l.now = l.ticks.read()
 	l.counts.asleep += l.now - slept
 	if l.spareP { // others had their turn on it
 		l.yielded = l.now

@@ -66,7 +66,7 @@ func (l *Loop) spin() {
 			}
 		}
 	}
-	now := l.Clock()
+	now := l.ticks.read()
 	s.lookNanos += (min((now-l.now)/looks, watchNanos) - s.lookNanos) / 4
 	l.now = now
 }
