@@ -231,6 +231,14 @@ func (e *Endpoint) IsClosed() bool { return e.conn.state == connClosed }
 // Deliver hands a burst to the handler and then releases every message. The
 // slice stays the backend's.
 func (e *Endpoint) Deliver(ms []Message) {
+	e.Lend(ms)
+	for i := range ms {
+		ms[i].Release()
+	}
+}
+
+// Lend is Deliver for a backend that releases the messages itself.
+func (e *Endpoint) Lend(ms []Message) {
 	c := &e.conn
 	if c.state != connClosed {
 		for i := range ms {
@@ -240,9 +248,6 @@ func (e *Endpoint) Deliver(ms []Message) {
 		c.count()
 		c.loop.oweHooks()
 		c.handler.OnMessages(c, ms)
-	}
-	for i := range ms {
-		ms[i].Release()
 	}
 }
 

@@ -52,7 +52,8 @@ type conn struct {
 	segments    []netpoll.Segment // of messages, then of an unfinished one
 	partStart   int               // where the unfinished one starts
 	partBytes   int
-	leases      []*hugepages.Buf // the receives that messages end in, each with a reference of its own
+	leases      []*hugepages.Buf // of each of messages, the receive that it fills alone; nil: it shares it, or needs several
+	waiting     int              // receives that messages wait in
 	reading     bool
 	delivering  bool
 
@@ -368,13 +369,7 @@ func (c *conn) Shut() {
 	}
 	c.segments = c.segments[:c.partStart]
 	if !c.delivering { // else deliver does it, on the way out
-		for i := range c.messages {
-			c.messages[i].Release()
-		}
-		for _, b := range c.leases {
-			b.Release()
-		}
-		c.messages, c.leases = nil, nil
+		c.releaseMessages()
 	}
 	if c.rq == c.dev.srq {
 		c.rq.needed -= controlReceives + c.granted

@@ -46,6 +46,12 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 	if wc.HasImm && wc.Imm&immPacked != 0 {
 		return c.unpack(wc, buf)
 	}
+	if !more && len(c.segments) == c.partStart && wc.Bytes <= c.el.loop.MaxMessageBytes() {
+		c.messages = append(c.messages, netpoll.Message{Segment: netpoll.Segment{Data: buf.Bytes(), Buf: buf}})
+		c.leases = append(c.leases, buf)
+		c.waiting++
+		return nil
+	}
 	c.segments = append(c.segments, netpoll.Segment{Data: buf.Bytes(), Buf: buf})
 	c.partBytes += wc.Bytes
 	switch {
@@ -58,7 +64,8 @@ func (c *conn) received(wc *WC, buf *hugepages.Buf) error {
 	}
 	chain := c.segments[c.partStart:]
 	c.messages = append(c.messages, netpoll.Message{Segment: chain[0], Rest: chain[1:len(chain):len(chain)]})
-	c.leases = append(c.leases, buf.Retain())
+	c.leases = append(c.leases, nil)
+	c.waiting++
 	c.partStart, c.partBytes = len(c.segments), 0
 	return nil
 }
@@ -80,15 +87,17 @@ func (c *conn) unpack(wc *WC, buf *hugepages.Buf) error {
 		buf.Release()
 		return fmt.Errorf("%w: packed messages that are none, do not end where their SEND does, or lie inside another message", netpoll.ErrProtocol)
 	}
-	for range n {
+	for i := range n {
 		size := int(binary.LittleEndian.Uint32(data))
-		s := netpoll.Segment{Data: data[packedHeader : packedHeader+size : packedHeader+size], Buf: buf.Retain()}
-		c.segments = append(c.segments, s)
+		if i > 0 { // the first has the reference that came with buf
+			buf.Retain()
+		}
+		s := netpoll.Segment{Data: data[packedHeader : packedHeader+size : packedHeader+size], Buf: buf}
 		c.messages = append(c.messages, netpoll.Message{Segment: s})
+		c.leases = append(c.leases, nil)
 		data = data[packedHeader+size:]
 	}
-	c.partStart = len(c.segments)
-	c.leases = append(c.leases, buf) // the reference that came with it
+	c.waiting++
 	return nil
 }
 
@@ -139,24 +148,37 @@ func (c *conn) deliver() int {
 		return 0
 	}
 	c.delivering = true
-	c.ep.Deliver(c.messages)
+	c.ep.Lend(c.messages)
 	c.delivering = false
-	c.messages = c.messages[:0]
-	// The start of an unfinished message stays.
-	rest := copy(c.segments, c.segments[c.partStart:])
-	clear(c.segments[rest:])
-	c.segments = c.segments[:rest]
-	c.partStart = 0
 	for i, b := range c.leases {
 		c.leases[i] = nil
-		if b.Refs() > 1 { // kept by the handler
+		switch {
+		case b == nil:
+			c.messages[i].Release()
+			continue
+		case b.Refs() > 1: // kept by the handler
 			b.Release()
-		} else {
+		default:
 			c.el.spare = append(c.el.spare, b)
 		}
+		c.messages[i] = netpoll.Message{}
 	}
-	c.leases = c.leases[:0]
+	c.messages, c.leases, c.waiting = c.messages[:0], c.leases[:0], 0
+	if len(c.segments) > 0 { // the start of an unfinished message stays
+		rest := copy(c.segments, c.segments[c.partStart:])
+		clear(c.segments[rest:])
+		c.segments = c.segments[:rest]
+		c.partStart = 0
+	}
 	return n
+}
+
+// releaseMessages drops what was not delivered.
+func (c *conn) releaseMessages() {
+	for i := range c.messages {
+		c.messages[i].Release()
+	}
+	c.messages, c.leases, c.waiting = nil, nil, 0
 }
 
 // topUp grants the peer receives in place of those that its data used. What the
@@ -165,7 +187,7 @@ func (c *conn) deliver() int {
 func (c *conn) topUp() {
 	if c.hungry && c.reading && c.ep != nil {
 		c.hungry = false
-		for target := c.dev.budget.target(c); c.granted+len(c.leases) < target; {
+		for target := c.dev.budget.target(c); c.granted+c.waiting < target; {
 			if err := c.grant(); err != nil {
 				if !errors.Is(err, hugepages.ErrExhausted) {
 					c.setBroken(err)
@@ -223,9 +245,9 @@ func (c *conn) creditDue() bool { return c.untold() > 0 && 2*c.untold() >= c.gra
 // setShare enters into the budget what the connection may hold now. One receive
 // for data is its own even while it is not granted.
 func (c *conn) setShare() {
-	share := controlReceives + max(1, c.granted+len(c.leases))
+	share := controlReceives + max(1, c.granted+c.waiting)
 	if c.dev.srq == nil { // nobody else can use what stays posted here
-		share = max(share, c.rq.posted+len(c.leases))
+		share = max(share, c.rq.posted+c.waiting)
 	}
 	c.dev.budget.shares += share - c.share
 	c.share = share

@@ -132,7 +132,9 @@ func (c *conn) post() int {
 		c.setBroken(fmt.Errorf("posting a send: %w", errors.Join(err, stateError(c.qp))))
 	}
 	n = len(wrs)
-	clear(wrs)
+	for i := range wrs {
+		wrs[i].Data = nil
+	}
 	c.dev.posted = true
 	c.el.stats.doorbells.Add(1)
 	c.await()

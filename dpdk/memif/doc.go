@@ -31,8 +31,8 @@
 // A receiver of this package sets a second flag, which says that one kick is enough: the
 // sender that gives it sets the mask flag again. Before it next sleeps the receiver
 // clears it anew, so a kick that comes late costs a wake-up and never one that is due.
-// Freed slots are told to the peer when a burst finds nothing, before a sleep, or when
-// they are a quarter of the ring.
+// Freed slots are told to the peer several at a time: when a burst finds nothing, before
+// a sleep, or when they are a quarter of the ring.
 //
 // The protocol's indices and flags are 16 bits wide and Go has no 16-bit atomics.
 // Flags (low half, little-endian) and head (high half) share one aligned 32-bit

@@ -350,7 +350,7 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 		p.stats.RxFrames += uint64(got)
 		p.stats.RxBursts++
 		p.publishIfMany()
-	} else {
+	} else if int(p.rxNext-p.rxFreed) >= min(publishIdle, p.rx.slots/4) {
 		p.publishFreed()
 	}
 	return got
@@ -408,10 +408,13 @@ func (p *Port) FreeBurst(frames []dpdk.Frame) {
 
 func (p *Port) giveBack(i uint16) { p.rxDone[i&p.rx.mask] = true }
 
-// publishIfMany leaves it to the next burst that finds nothing, or to Arm, to tell the
-// peer of freed slots, unless those that it cannot use are a quarter of the ring: telling
-// it takes an atomic operation on a cache line that both ends write, and a message should
-// not wait for that.
+// publishIdle is how many freed slots a burst that finds nothing tells the peer of: at
+// once, because that takes an atomic operation on a cache line that both ends write.
+const publishIdle = 16
+
+// publishIfMany leaves it to a later burst that finds nothing, or to Arm, to tell the
+// peer of freed slots, unless those that it cannot use are a quarter of the ring: a
+// message should not wait for that.
 func (p *Port) publishIfMany() {
 	if int(p.rxSeen-p.rxFreed) >= p.rx.slots/4 {
 		p.publishFreed()
