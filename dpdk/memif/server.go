@@ -190,6 +190,10 @@ func (p *Port) addRing(a addRing, fd int, r *ring, event *int, have *bool) error
 	if a.offset%4 != 0 || uint64(a.offset)+uint64(ringBytes(1<<a.log2)) > uint64(len(mem)) {
 		return reject("ring at offset %d with 2^%d slots does not fit its region of %d bytes", a.offset, a.log2, len(mem))
 	}
+	// The loop reads and writes it, and must not wait for the peer there.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return reject("the ring's descriptor cannot be made non-blocking: %v", err)
+	}
 	*r = ringAt(mem, int(a.offset), a.log2)
 	*event, *have = fd, true
 	return nil
