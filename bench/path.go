@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/broker/seglog"
+	"github.com/millrace/millrace/internal/timerslack"
 	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
 )
@@ -106,11 +107,13 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	spec.Idle, spec.Input, spec.Size, spec.Connections = idle, r.o.Input, cmp.Or(load.Size, r.o.Size), r.o.Connections
 	spec.Warmup, spec.Duration, spec.Durability = r.warmup(), r.o.Duration, pathDurability.String()
 
-	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS}, true}
+	// As `millrace broker` and `proxy` have it; who sends by the clock asks for punctuality.
+	const slack = int(timerslack.Server)
+	broker := part{"broker", spec, role.Place{CPUs: r.topo.farCPU, Netns: r.topo.farNS, TimerSlackNanos: slack}, true}
 	broker.spec.Role, broker.spec.URL, broker.spec.Device = "broker", transport+"://"+r.topo.farIP+":0", device
-	proxy := part{"proxy", spec, role.Place{CPUs: r.topo.proxy, Netns: r.topo.nearNS}, false}
+	proxy := part{"proxy", spec, role.Place{CPUs: r.topo.proxy, Netns: r.topo.nearNS, TimerSlackNanos: slack}, false}
 	proxy.spec.Role, proxy.spec.URL, proxy.spec.Device = "proxy", "tcp://"+r.topo.nearIP+":0", device
-	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: punctualNanos}, false}
+	client := part{"client", spec, role.Place{CPUs: r.topo.nearCPU, Netns: r.topo.nearNS, TimerSlackNanos: slack}, false}
 	client.spec.Role = "producer"
 	verify := workload != "consume" // which compares all that it reads
 	if !verify {
@@ -145,6 +148,3 @@ func (r *runner) pathJob(workload, transport, device string, load role.Spec) *jo
 	j.once = func(ctx context.Context) (*sample, error) { return j.atRate(ctx, load.Rate) }
 	return j
 }
-
-// punctualNanos is the timer slack of a client that sends by the clock.
-const punctualNanos = 1000

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/internal/timerslack"
 )
 
 // version is set by the Makefile.
@@ -44,6 +46,11 @@ func run(args []string) int {
 	if err := useSibling(args); err != nil {
 		fmt.Fprintln(os.Stderr, "millrace:", err)
 		return exitFailed
+	}
+	if len(args) > 0 && (args[0] == "broker" || args[0] == "proxy") {
+		if err := timerslack.StartWith(timerslack.Server); err != nil {
+			fmt.Fprintln(os.Stderr, "millrace: it takes more CPU time than it needs at low rates:", err)
+		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -19,9 +19,10 @@ import (
 // itself and everything in it. A package outside every room is an error, so that
 // a new one gets its place here.
 var Rooms = map[string][]string{
-	"internal/lint/...":  {"internal/lint/..."},
-	"internal/docbytes":  {},
-	"internal/rtnetlink": {},
+	"internal/lint/...":   {"internal/lint/..."},
+	"internal/docbytes":   {},
+	"internal/rtnetlink":  {},
+	"internal/timerslack": {},
 
 	"hugepages":            {},
 	"serialize/...":        {"hugepages"},
@@ -47,12 +48,12 @@ var Rooms = map[string][]string{
 	},
 	"internal/doctor": {"rdma/verbs", "dpdk/eal", "internal/transports"},
 	"bench/...": {
-		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/transports", "bench/...",
+		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/timerslack", "internal/transports", "bench/...",
 	},
 	"scripts/arm/guest": {},
 	"scripts/soft-roce": {},
 	"cmd/...": {
-		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/doctor", "internal/transports", "bench/...", "cmd/...",
+		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/doctor", "internal/timerslack", "internal/transports", "bench/...", "cmd/...",
 	},
 }
 
