@@ -227,6 +227,7 @@ func (l *UDPLink) disconnect(p *udpPeer) {
 	s.idle = true
 	for l.sock.take(s) {
 	}
+	s.reset(s.fd)
 	l.spare = append(l.spare, s)
 }
 

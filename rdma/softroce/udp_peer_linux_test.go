@@ -198,3 +198,84 @@ func TestNobodyThere(t *testing.T) {
 		t.Errorf("%d transmit errors: %v", n, err)
 	}
 }
+
+// A socket whose packets come one by one gets no trains, until several come in a row; no
+// packet is lost or misread where that changes.
+func TestPacketsThatComeAlone(t *testing.T) {
+	for _, ip := range []string{"127.0.0.1", "::1"} {
+		t.Run(ip, func(t *testing.T) {
+			var ls [2]*UDPLink
+			var paths [2]Path
+			for i := range ls {
+				l, err := NewUDPLink(netip.AddrPortFrom(netip.MustParseAddr(ip), 0))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				ls[i] = l
+			}
+			for i, l := range ls {
+				var err error
+				if paths[i], err = l.Path(ls[1-i].Attr().Local); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n, err := ls[1].Connected(); n == 0 {
+				t.Skip(err)
+			}
+			send := func(n int) {
+				tx := make([]Frame, n)
+				if ls[0].TxAlloc(tx) != n {
+					t.Fatal("no frames")
+				}
+				for i := range tx {
+					tx[i].Len, tx[i].Path = 64, &paths[0]
+				}
+				if ls[0].Tx(tx) != n {
+					t.Fatal("not sent")
+				}
+				rx := make([]Frame, burst)
+				for end := time.Now().Add(10 * time.Second); n > 0; {
+					k := ls[1].Rx(rx)
+					for i := range rx[:k] {
+						if rx[i].Len != 64 || rx[i].Src != ls[0].Attr().Local {
+							t.Fatalf("a packet of %d bytes from %v", rx[i].Len, rx[i].Src)
+						}
+					}
+					if n -= k; time.Now().After(end) {
+						t.Fatalf("%d packets are missing", n)
+					}
+				}
+				for ls[1].Rx(rx) > 0 {
+					t.Fatal("a packet more than was sent")
+				}
+			}
+			s := ls[1].peers[ls[0].Attr().Local].socket
+			for range 4 {
+				for range plainAfter {
+					send(1)
+				}
+				if !s.plain {
+					t.Fatalf("%+v after %d packets that came alone", s.alone, plainAfter)
+				}
+				send(2) // data and its acknowledgement
+				if !s.plain {
+					t.Fatal("two in a row count as many")
+				}
+				send(40)
+				if s.plain {
+					t.Fatal("forty in a row count as few")
+				}
+				send(40)
+			}
+			for range aloneAfter + 3 { // on the way there
+				send(1)
+			}
+			send(40)
+			send(3)
+			if s.plain || s.singles != 0 {
+				t.Fatalf("%+v behind trains", s.alone)
+			}
+		})
+	}
+}
