@@ -27,6 +27,11 @@ DPDK_PACKAGES := ./dpdk/... ./internal/transports/... ./cmd/...
 # Packages without system calls, whose tests mean the same under qemu-user.
 PURE_PACKAGES := ./serialize/... ./rdma/roce/...
 
+# hot.pgo tells the compiler which calls of the message path to inline, through interfaces, too.
+# It may be older than the code. It is not named default.pgo, with which every `go build ./...`
+# and `go vet ./...` would compile all packages a second time. `make hot` renews it.
+HOT := cmd/millrace/hot.pgo
+
 .PHONY: all bench test soak build lint fmt clean deps-build deps-bench deps-test deps-softroce deps-arm
 all: build
 
@@ -35,14 +40,22 @@ all: build
 # command asks for one.
 build: deps-build
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
+	CGO_ENABLED=0 $(GO) build -trimpath -pgo=$(HOT) -ldflags '$(LDFLAGS)' -o bin/millrace ./cmd/millrace
 	@rm -f bin/millrace-native; tags=; \
 	if $(have_dpdk); then tags=dpdk; else echo "built without tag dpdk: libdpdk's development files or a C compiler are missing (scripts/deps.sh build)"; fi; \
 	if $(have_verbs); then tags=$${tags:+$$tags,}verbs; else echo "built without tag verbs: libibverbs' development files or a C compiler are missing (scripts/deps.sh build)"; fi; \
 	if [ -n "$$tags" ]; then \
 		echo "CGO_ENABLED=1 $(GO) build -tags $$tags -o bin/millrace-native ./cmd/millrace"; \
-		CGO_ENABLED=1 $(GO) build -tags $$tags -trimpath -ldflags '$(LDFLAGS)' -o bin/millrace-native ./cmd/millrace; \
+		CGO_ENABLED=1 $(GO) build -tags $$tags -trimpath -pgo=$(HOT) -ldflags '$(LDFLAGS)' -o bin/millrace-native ./cmd/millrace; \
 	fi
+
+.PHONY: hot
+hot:
+	@mkdir -p out/hot
+	$(GO) test -run '^$$' -bench Busy -benchtime 5s -cpuprofile out/hot/memif.prof -o out/hot/memif.test ./dpdk/memif
+	$(GO) test -run '^$$' -bench OneWay -benchtime 2s -cpuprofile out/hot/rdma.prof -o out/hot/rdma.test ./rdma
+	$(GO) test -run '^$$' -bench 'TCPStream|TCPRoundTrip' -benchtime 1s -cpuprofile out/hot/netpoll.prof -o out/hot/netpoll.test ./netpoll
+	$(GO) tool pprof -proto -output $(HOT) out/hot/*.prof
 
 bench: deps-bench build
 	bin/millrace bench $(BENCH_ARGS)
