@@ -16,15 +16,23 @@ func updateCRCGeneric(crc uint32, p []byte) uint32 { return crc32.Update(crc, ca
 // are put together without reading the pieces again.
 const crcPoly = 0x82f63b78 // reflected: bit 31 is x^0
 
-// mulCRC is the product of two polynomials modulo crcPoly.
+// mulCRC is the product of two polynomials modulo crcPoly. The four bytes of a go
+// side by side.
 func mulCRC(a, b uint32) (p uint32) {
-	for range 32 {
-		p ^= b & -(a >> 31)
+	b8 := timesX8(b)
+	b16 := timesX8(b8)
+	b24 := timesX8(b16)
+	for range 8 {
+		p ^= b&-(a>>31) ^ b8&-(a>>23&1) ^ b16&-(a>>15&1) ^ b24&-(a>>7&1)
 		a <<= 1
-		b = b>>1 ^ crcPoly&-(b&1)
+		b, b8, b16, b24 = timesX(b), timesX(b8), timesX(b16), timesX(b24)
 	}
 	return p
 }
+
+func timesX(a uint32) uint32 { return a>>1 ^ crcPoly&-(a&1) }
+
+func timesX8(a uint32) uint32 { return a>>8 ^ castagnoli[byte(a)] }
 
 // crcPowers[k][i] is x^(8·i·256^k).
 var crcPowers = sync.OnceValue(func() *[4][256]uint32 {

@@ -18,6 +18,10 @@ import (
 // and take the checksum of what was copied, each into a region of the batch of
 // its own. The caller works too, so that it never waits for a helper to wake.
 //
+// It is for who holds many records at once. The aggregator has no use for workers:
+// its batches are smaller than what is worth sharing, and its producers copy their
+// records side by side already.
+//
 // Encode may be called by one goroutine at a time.
 type Encoder struct {
 	helpers int

@@ -45,6 +45,9 @@ func longs(t testing.TB, n int) []int64 {
 func FuzzKernels(f *testing.F) {
 	f.Add([]byte("some bytes that a column could consist of"), uint16(70), uint32(3), uint32(1<<31), byte(3))
 	f.Add(bytes.Repeat([]byte{0xff}, 300), uint16(1), uint32(0), uint32(0), byte(0))
+	for shape := range byte(32) { // records of many lengths; a key, a deletion or headers in the third
+		f.Add(bytes.Repeat([]byte{70, 3, 200, 0, 1, 64, 63, 130}, 400), uint16(3), uint32(60), uint32(0), shape)
+	}
 	f.Fuzz(func(t *testing.T, data []byte, count uint16, base, from uint32, shape byte) {
 		if len(data) > 1<<16 || len(data) == 0 {
 			return
@@ -96,9 +99,19 @@ func FuzzKernels(f *testing.F) {
 			total += cut
 			rest = rest[:len(rest)-max(cut, 1)]
 		}
+		// Once it ends at the guard page, and once somewhere else in a cache line, where
+		// it must leave its neighbours alone.
 		dst, wantDst := guarded(t, total), make([]byte, total)
-		n1, crc1 := copyValues(dst, records)
-		n2, crc2 := copyValuesGeneric(wantDst, records)
+		off := int(count) % 128
+		inside := bytes.Repeat([]byte{0xa5}, off+total+128)
+		wantInside := bytes.Clone(inside)
+		n1, crc1 := copyValues(inside[off:off+total], records)
+		n2, crc2 := copyValuesGeneric(wantInside[off:off+total], records)
+		if !bytes.Equal(inside, wantInside) || n1 != n2 || crc1 != crc2 {
+			t.Fatalf("%d values of %d bytes copied wrongly to %d: %d bytes, CRC %08x, want %d, %08x", len(records), total, off, n1, crc1, n2, crc2)
+		}
+		n1, crc1 = copyValues(dst, records)
+		n2, crc2 = copyValuesGeneric(wantDst, records)
 		if !bytes.Equal(dst, wantDst) || n1 != n2 || crc1 != crc2 {
 			t.Fatalf("%d values of %d bytes copied wrongly: %d bytes, CRC %08x, want %d, %08x", len(records), total, n1, crc1, n2, crc2)
 		}
