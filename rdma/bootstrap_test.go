@@ -348,7 +348,7 @@ func TestDevicePerPeer(t *testing.T) {
 				t.Fatalf("got %q", got)
 			}
 		}
-		if got, want := client.el.Stats().Registered, int64(len(client.loop.Pool().Arena().Bytes())); got != want {
+		if got, want := client.el.Stats().Registered, int64(client.loop.Pool().Arena().Len()); got != want {
 			t.Errorf("%d bytes registered, want the arena's %d", got, want)
 		}
 		client.do(func() {

@@ -113,7 +113,7 @@ func (el *EventLoop) acquire(key deviceKey, create func(context.Context) (Device
 		delete(el.entries, key)
 	} else {
 		el.devices[d] = struct{}{}
-		el.stats.registered.Add(int64(len(d.arena.Bytes())))
+		el.stats.registered.Add(int64(d.arena.Len()))
 		if !el.fabric.PerPeer() {
 			d.refs++ // lives as long as the event loop
 		}
@@ -176,7 +176,7 @@ func (el *EventLoop) release(d *device) {
 	unused := d.refs == 0
 	if unused {
 		delete(el.devices, d)
-		el.stats.registered.Add(-int64(len(d.arena.Bytes())))
+		el.stats.registered.Add(-int64(d.arena.Len()))
 		if el.entries[d.key] == d {
 			delete(el.entries, d.key)
 		}
