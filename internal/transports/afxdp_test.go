@@ -167,7 +167,7 @@ func call(url string) error {
 
 // Two namespaces joined by a veth pair, an AF_XDP port at one end or at both.
 func TestAFXDPBetweenNamespaces(t *testing.T) {
-	ip := func(args ...string) {
+	ip := func(t *testing.T, args ...string) {
 		t.Helper()
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			t.Skipf("no network namespaces: ip %s: %v: %s (needs root and iproute2)", strings.Join(args, " "), err, out)
@@ -185,14 +185,14 @@ func TestAFXDPBetweenNamespaces(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			a, b := fmt.Sprintf("mr-tx-%da", os.Getpid()), fmt.Sprintf("mr-tx-%db", os.Getpid())
 			for _, ns := range []string{a, b} {
-				ip("netns", "add", ns)
+				ip(t, "netns", "add", ns)
 				defer func() { _ = exec.Command("ip", "netns", "del", ns).Run() }()
 			}
-			ip("-n", a, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", b)
-			ip("-n", a, "addr", "add", "10.77.0.1/24", "dev", "v0")
-			ip("-n", b, "addr", "add", "10.77.0.2/24", "dev", "v1")
-			ip("-n", a, "link", "set", "v0", "up")
-			ip("-n", b, "link", "set", "v1", "up")
+			ip(t, "-n", a, "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", b)
+			ip(t, "-n", a, "addr", "add", "10.77.0.1/24", "dev", "v0")
+			ip(t, "-n", b, "addr", "add", "10.77.0.2/24", "dev", "v1")
+			ip(t, "-n", a, "link", "set", "v0", "up")
+			ip(t, "-n", b, "link", "set", "v1", "up")
 
 			server := exec.Command("ip", "netns", "exec", a, os.Args[0])
 			server.Env = append(os.Environ(), roleVariable+"=serve "+tc.listen)

@@ -54,7 +54,7 @@ func lossyNamespaces(t *testing.T, percent float64) (names [2]string, addrs [2]n
 	for i, name := range names {
 		for _, args := range [][]string{{"addr", "add", addrs[i].String() + "/24", "dev", "veth0"}, {"link", "set", "veth0", "up"}} {
 			if err := run("", append([]string{"ip", "-n", name}, args...)...); err != nil {
-				t.Fatal(err)
+				t.Skip(err) // ip mounts /sys anew for that, which a chroot may forbid
 			}
 		}
 		if err := run(rule, "ip", "netns", "exec", name, "nft", "-f", "-"); err != nil {
