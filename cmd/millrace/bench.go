@@ -44,10 +44,9 @@ Workloads:
   consume     reading a topic from its start
   serialize   the batch format beside others, on one core and two
 Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test; with --direct
-there is no proxy. What was
-acknowledged is read back and compared, byte by byte. TCP runs through the same event loop (epoll) and
-as ordinary blocking sockets (net). With --topology netns everything but dpdk crosses a veth pair; a memif
-port is shared memory, only its connection's set-up crosses.
+there is no proxy. What was acknowledged is read back and compared, byte by byte. TCP runs through the
+same event loop (epoll) and as ordinary blocking sockets (net). With --topology netns everything but dpdk
+crosses a veth pair; a memif port is shared memory, only its connection's set-up crosses.
 
 Exit status: 0; 1 if a measurement failed; 2 for wrong flags; 3 if a transport named with --transports
 could not run (the others ran); 4 if, against --baseline, a row became worse by more than the spreads of
