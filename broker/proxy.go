@@ -117,7 +117,7 @@ func (p *Proxy) linkUp() {
 		close(p.up)
 	}
 	t := p.forward.link.conn.Transport()
-	p.cfg.Logger.Info("broker reached", "url", p.cfg.Broker, "device", t.Device, "label", t.Label, "reason", t.Reason)
+	p.cfg.Logger.Info("broker reached", "url", p.cfg.Broker, "device", t.Device, "label", t.Label, "reason", t.Reason, "note", t.Note)
 }
 
 func (p *Proxy) linkDown(err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"github.com/millrace/millrace/rdma"
@@ -32,6 +33,13 @@ var (
 	joiningEnd = netip.MustParseAddrPort("169.254.77.2:4791")
 )
 
+// The parameter of a link by which the serving end offers packets without ICRC. An end
+// that does not know it leaves it unread, and keeps the ICRC.
+const (
+	paramICRC = "icrc"
+	icrcNone  = "none"
+)
+
 // NewEventLoop is the backend of dpdk:// for one netpoll.Loop: the message
 // protocol of rdma.EventLoop over the user-space RoCEv2 engine, run to completion
 // on a port of its own for each loop of each peer process.
@@ -50,7 +58,12 @@ func (f *fabric) Offer(ctx context.Context, _ rdma.Peer) (rdma.Device, map[strin
 	if err != nil {
 		return nil, nil, err
 	}
-	dev, err := deviceOn(p, servingEnd)
+	unsummed := p.Info().Memory
+	if unsummed {
+		link = maps.Clone(link)
+		link[paramICRC] = icrcNone
+	}
+	dev, err := deviceOn(p, servingEnd, unsummed)
 	return dev, link, err
 }
 
@@ -59,18 +72,18 @@ func (f *fabric) Join(ctx context.Context, _ rdma.Peer, link map[string]string) 
 	if err != nil {
 		return nil, err
 	}
-	return deviceOn(p, joiningEnd)
+	return deviceOn(p, joiningEnd, p.Info().Memory && link[paramICRC] == icrcNone)
 }
 
 func (f *fabric) Drop(dev rdma.Device) error { return dev.Close() }
 func (f *fabric) Close() error               { return f.pairs.Close() }
 
 // deviceOn runs the engine on one end of a point-to-point port, which it owns
-// from now on.
-func deviceOn(p Port, local netip.AddrPort) (rdma.Device, error) {
+// from now on. unsummed: its packets may go without ICRC.
+func deviceOn(p Port, local netip.AddrPort, unsummed bool) (rdma.Device, error) {
 	link, err := NewLink(p, LinkConfig{Local: local, PointToPoint: true})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("dpdk: %s: %w", p.Info().Name, err), p.Close())
 	}
-	return softroce.New(link, softroce.Options{}), nil
+	return softroce.New(link, softroce.Options{Unsummed: unsummed}), nil
 }

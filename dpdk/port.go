@@ -46,9 +46,10 @@ type PortInfo struct {
 	Name   string // net_memif0, memif, …
 	Driver string // net_memif (libdpdk 22.11), memif (pure Go), …
 	MAC    net.HardwareAddr
-	MTU    int // IP bytes per frame
-	Ring   int // transmit ring, frames: more in flight are refused
-	FD     int // readable when RxBurst would find frames; -1 if the port must be polled
+	MTU    int  // IP bytes per frame
+	Ring   int  // transmit ring, frames: more in flight are refused
+	Memory bool // frames pass through memory that this end and its peer share, and nothing else
+	FD     int  // readable when RxBurst would find frames; -1 if the port must be polled
 }
 
 // LinkState is implemented by ports that come up after they were made, such as

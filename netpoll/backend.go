@@ -53,6 +53,7 @@ type Transport struct {
 	Device string // epoll, softroce+udp, net_memif0, rxe0, …
 	Label  string // kernel, user-space, soft-roce, rnic
 	Reason string // why this one: "asked for", or why a better one was not used
+	Note   string // what its ends agreed on beside the usual; mostly empty
 }
 
 // Wire is a backend's half of one connection. All methods run on the loop's

@@ -49,6 +49,7 @@ func TestPassiveRefuses(t *testing.T) {
 		{"fabric", frame(t, &bootstrap.Hello{Instance: bootstrap.Instance{1}, Fabric: "memif"}), `peer's loop runs on "memif", this one on "udp"`},
 		{"out of turn", frame(t, &bootstrap.Ready{}), "unexpected ready"},
 		{"garbage body", append([]byte("MLRB\x00\x02\x01\x00\x00\x04"), "{]{]"...), "bootstrap hello"},
+		{"no ICRC", append(frame(t, hello), frame(t, &bootstrap.Accept{QP: goodQP, Unsummed: true})...), "leaves the ICRC out, which softroce+udp does not offer"},
 		{"stale without share", append(frame(t, hello), frame(t, &bootstrap.Stale{})...), "unexpected stale"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -79,13 +80,15 @@ func TestPassiveRefuses(t *testing.T) {
 	}
 }
 
+// goodQP is one that any end accepts.
+var goodQP = bootstrap.QP{
+	Device: "d", Label: "l", GID: netip.MustParseAddr("127.0.0.1"), UDPPort: 4791, QPN: 17, PathMTU: 1024,
+	Credits: 8, ReceiveBytes: 4096, MaxMessage: 1 << 20,
+}
+
 func TestActiveRefuses(t *testing.T) {
-	good := bootstrap.QP{
-		Device: "d", Label: "l", GID: netip.MustParseAddr("127.0.0.1"), UDPPort: 4791, QPN: 17, PathMTU: 1024,
-		Credits: 8, ReceiveBytes: 4096, MaxMessage: 1 << 20,
-	}
 	offer := func(change func(*bootstrap.QP)) []byte {
-		o := &bootstrap.Offer{Instance: bootstrap.Instance{2}, Loop: 1, QP: good}
+		o := &bootstrap.Offer{Instance: bootstrap.Instance{2}, Loop: 1, QP: goodQP}
 		change(&o.QP)
 		return frame(t, o)
 	}

@@ -25,6 +25,7 @@ type conn struct {
 	ep       *netpoll.Endpoint // nil until open
 	peer     bootstrap.QP
 	remote   string
+	unsummed bool         // no ICRC
 	boot     *liveness    // nil until open
 	verified chan<- error // waits for the first acknowledgement; see probe
 
@@ -137,7 +138,7 @@ func (c *conn) describe() bootstrap.QP {
 }
 
 // connect takes the queue pair to RTS.
-func (c *conn) connect(peer bootstrap.QP) error {
+func (c *conn) connect(peer bootstrap.QP, unsummed bool) error {
 	a := &c.dev.attr
 	if peer.GID.Is4() != a.GID.Is4() {
 		return fmt.Errorf("rdma: %s has the address %v, the peer's %s %v: use addresses of one family", a.Name, a.GID, peer.Device, peer.GID)
@@ -145,9 +146,9 @@ func (c *conn) connect(peer bootstrap.QP) error {
 	if a.MaxMsg > 0 && peer.ReceiveBytes > a.MaxMsg {
 		return fmt.Errorf("rdma: the peer's receive buffers of %d bytes are larger than the largest message of %s, %d: lower ReceiveBytes there", peer.ReceiveBytes, a.Name, a.MaxMsg)
 	}
-	c.peer, c.segmentBytes, c.credits = peer, peer.ReceiveBytes, peer.Credits
+	c.peer, c.segmentBytes, c.credits, c.unsummed = peer, peer.ReceiveBytes, peer.Credits, unsummed
 	err := c.qp.Connect(Remote{
-		Addr: peer.GID, UDPPort: peer.UDPPort, QPN: peer.QPN, StartPSN: peer.PSN, PathMTU: min(peer.PathMTU, a.PathMTU),
+		Addr: peer.GID, UDPPort: peer.UDPPort, QPN: peer.QPN, StartPSN: peer.PSN, PathMTU: min(peer.PathMTU, a.PathMTU), Unsummed: unsummed,
 	})
 	if err != nil {
 		return fmt.Errorf("rdma: %s: connecting to %v: %w", a.Name, peer.GID, err)
@@ -162,8 +163,12 @@ func (c *conn) open(h netpoll.Handler, boot *liveness) (*netpoll.Conn, error) {
 	}
 	c.boot = boot
 	a := &c.dev.attr
+	note := ""
+	if c.unsummed {
+		note = "no ICRC: the way is shared memory"
+	}
 	c.ep = netpoll.NewEndpoint(c.el.loop, h, c, netpoll.Transport{
-		Scheme: c.el.opts.Scheme, Device: a.Name, Label: a.Label, Reason: "asked for",
+		Scheme: c.el.opts.Scheme, Device: a.Name, Label: a.Label, Reason: "asked for", Note: note,
 	}, c.remote)
 	c.ep.LimitMessage(c.peer.MaxMessage)
 	c.setReady()

@@ -58,11 +58,12 @@ type DeviceAttr struct {
 type Capability uint16
 
 const (
-	CapWrite  Capability = 1 << iota // WRITE and WRITE_WITH_IMM, both ways
-	CapRead                          // READ, both ways
-	CapAtomic                        // COMPARE_SWAP and FETCH_ADD, both ways, atomic among all operations through this device
-	CapSRQ                           // shared receive queues, with limit event
-	CapTrains                        // packets of one length to one peer cost less together: full SENDs after one another are cheap
+	CapWrite    Capability = 1 << iota // WRITE and WRITE_WITH_IMM, both ways
+	CapRead                            // READ, both ways
+	CapAtomic                          // COMPARE_SWAP and FETCH_ADD, both ways, atomic among all operations through this device
+	CapSRQ                             // shared receive queues, with limit event
+	CapTrains                          // packets of one length to one peer cost less together: full SENDs after one another are cheap
+	CapUnsummed                        // packets may go without ICRC: the way to the peer is memory of the two ends
 )
 
 // Has tells whether all of want are there.

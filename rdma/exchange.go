@@ -124,11 +124,11 @@ func (s *setup) make(d *device) error {
 	return nil
 }
 
-// connect connects s.conn's queue pair.
-func (s *setup) connect(peer bootstrap.QP) (own bootstrap.QP, err error) {
+// connect connects s.conn's queue pair, without ICRC if both ends agreed to that.
+func (s *setup) connect(peer bootstrap.QP, unsummed bool) (own bootstrap.QP, err error) {
 	err = s.el.do(func() error {
 		own = s.conn.describe()
-		return s.conn.connect(peer)
+		return s.conn.connect(peer, unsummed)
 	})
 	if err != nil {
 		err = unable{err}
@@ -172,7 +172,10 @@ func (s *setup) offer() error {
 		}
 		switch m := m.(type) {
 		case *bootstrap.Accept:
-			if _, err := s.connect(m.QP); err != nil {
+			if m.Unsummed && !d.attr.Caps.Has(CapUnsummed) {
+				return fmt.Errorf("%w: the peer leaves the ICRC out, which %s does not offer", netpoll.ErrProtocol, d.attr.Name)
+			}
+			if _, err := s.connect(m.QP, m.Unsummed); err != nil {
 				return err
 			}
 			if err := bootstrap.Send(nc, &bootstrap.Ready{}); err != nil || !s.fallback || !s.peerFallback {
@@ -232,11 +235,13 @@ func (s *setup) join() error {
 	if err := s.make(d); err != nil {
 		return err
 	}
-	own, err := s.connect(offer.QP)
+	// A fabric gives its joining end CapUnsummed only where the offer does.
+	unsummed := d.attr.Caps.Has(CapUnsummed)
+	own, err := s.connect(offer.QP, unsummed)
 	if err != nil {
 		return err
 	}
-	if err := bootstrap.Send(nc, &bootstrap.Accept{QP: own}); err != nil {
+	if err := bootstrap.Send(nc, &bootstrap.Accept{QP: own, Unsummed: unsummed}); err != nil {
 		return err
 	}
 	if _, err := bootstrap.Expect[*bootstrap.Ready](nc); err != nil || !s.fallback || !s.peerFallback {

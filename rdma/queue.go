@@ -54,6 +54,8 @@ type Remote struct {
 	PathMTU  int    // agreed path MTU, bytes
 	// MaxDestRdAtomic is the remote's; the pair keeps within it.
 	MaxDestRdAtomic int
+	// Unsummed: both ends have CapUnsummed and agreed to leave the ICRC out.
+	Unsummed bool
 }
 
 // QPState is the state of a queue pair (IBTA vol. 1, §10.3).

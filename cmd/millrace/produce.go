@@ -34,7 +34,7 @@ func dial(cmd *cobra.Command, url string, compress serialize.Compression) (*brok
 		return nil, err
 	}
 	if t, ok := c.Transport(); ok {
-		log.Info("connected", "url", url, "device", t.Device, "label", t.Label, "reason", t.Reason, "durability", c.Durability())
+		log.Info("connected", "url", url, "device", t.Device, "label", t.Label, "reason", t.Reason, "note", t.Note, "durability", c.Durability())
 	}
 	return c, nil
 }

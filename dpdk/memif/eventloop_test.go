@@ -2,6 +2,7 @@ package memif_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/millrace/millrace/dpdk"
@@ -29,8 +30,64 @@ func TestEventLoopEcho(t *testing.T) {
 				t.Fatal(err)
 			}
 			c := looptest.Dial(t, client, ln.URL(), 0, 1, 128, 4096, 8192, 8193, 100_000, 1<<20, 5)
-			if tr := c.Transport(); tr.Scheme != "dpdk" || tr.Device != "memif" || tr.Label != "user-space" {
+			if tr := c.Transport(); tr.Scheme != "dpdk" || tr.Device != "memif" || tr.Label != "user-space" || !strings.HasPrefix(tr.Note, "no ICRC") {
 				t.Errorf("transport %+v", tr)
+			}
+		})
+	}
+}
+
+// careful is Pairs of an end that does not know of packets without ICRC: it neither
+// offers them nor takes them up.
+type careful struct{ memif.Pairs }
+
+func (p *careful) Serve(ctx context.Context) (dpdk.Port, map[string]string, error) {
+	port, link, err := p.Pairs.Serve(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	return carefulPort{port.(*memif.Port)}, link, nil
+}
+
+func (p *careful) Join(ctx context.Context, link map[string]string) (dpdk.Port, error) {
+	port, err := p.Pairs.Join(ctx, link)
+	if err != nil {
+		return nil, err
+	}
+	return carefulPort{port.(*memif.Port)}, nil
+}
+
+type carefulPort struct{ *memif.Port }
+
+func (p carefulPort) Info() dpdk.PortInfo {
+	info := p.Port.Info()
+	info.Memory = false
+	return info
+}
+
+// Where one end does not know of packets without ICRC, both compute and check it.
+func TestICRCKept(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		server, client dpdk.Pairs
+	}{
+		{"server", &careful{}, &memif.Pairs{}},
+		{"client", &memif.Pairs{}, &careful{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			start := func(p dpdk.Pairs) *netpoll.Loop {
+				return looptest.Start(t, netpoll.Options{Idle: netpoll.Balanced(), Backends: []netpoll.Backend{dpdk.NewEventLoop(p, rdma.EventLoopOptions{})}})
+			}
+			server, client := start(tc.server), start(tc.client)
+			ln, err := server.Listen("dpdk://127.0.0.1:0", looptest.Echo{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 { // the second connection shares the first one's port
+				c := looptest.Dial(t, client, ln.URL(), 0, 128, 8193, 100_000)
+				if note := c.Transport().Note; note != "" {
+					t.Errorf("note %q", note)
+				}
 			}
 		})
 	}

@@ -184,7 +184,7 @@ func (p *Port) Stats() Stats { return p.stats }
 func (p *Port) Info() dpdk.PortInfo {
 	mac := net.HardwareAddr{2, 'm', 'r', 0, 0, byte(p.role)} // locally administered
 	return dpdk.PortInfo{
-		Name: "memif", Driver: "memif (pure Go)", MAC: mac, MTU: p.cfg.BufferBytes - 14, Ring: 1 << p.cfg.RingLog2, FD: p.fd,
+		Name: "memif", Driver: "memif (pure Go)", MAC: mac, MTU: p.cfg.BufferBytes - 14, Ring: 1 << p.cfg.RingLog2, Memory: true, FD: p.fd,
 	}
 }
 

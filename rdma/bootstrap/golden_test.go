@@ -17,15 +17,22 @@ func TestGoldenFrames(t *testing.T) {
 	instance := bootstrap.Instance{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}
 	offer := strings.TrimSuffix(docbytes.Block(t, "json bootstrap-offer"), "\n")
 	header := binary.BigEndian.AppendUint16([]byte("MLRB\x00\x02\x02\x00"), uint16(len(offer)))
+	offered := bootstrap.QP{
+		Device: "softroce+udp", Label: "user-space", GID: netip.MustParseAddr("192.0.2.1"), UDPPort: 4791, QPN: 1193046, PSN: 16777215,
+		PathMTU: 1024, Credits: 1, ReceiveBytes: 8188, MaxMessage: 4194304,
+	}
+	qp := "{" + offer[strings.Index(offer, `"qp"`):]
+	accept := func(body string) []byte {
+		return append(binary.BigEndian.AppendUint16([]byte("MLRB\x00\x02\x03\x00"), uint16(len(body))), body...)
+	}
 	for _, tc := range []struct {
 		frame []byte
 		value bootstrap.Message
 	}{
 		{docbytes.Hex(t, "bootstrap-hello"), &bootstrap.Hello{Instance: instance, Loop: 1, Fabric: "softroce+udp"}},
-		{append(header, offer...), &bootstrap.Offer{Instance: instance, Loop: 1, QP: bootstrap.QP{
-			Device: "softroce+udp", Label: "user-space", GID: netip.MustParseAddr("192.0.2.1"), UDPPort: 4791, QPN: 1193046, PSN: 16777215,
-			PathMTU: 1024, Credits: 1, ReceiveBytes: 8188, MaxMessage: 4194304,
-		}}},
+		{append(header, offer...), &bootstrap.Offer{Instance: instance, Loop: 1, QP: offered}},
+		{accept(qp), &bootstrap.Accept{QP: offered}},
+		{accept(strings.TrimSuffix(qp, "}}") + `},"unsummed":true}`), &bootstrap.Accept{QP: offered, Unsummed: true}},
 		{[]byte("MLRB\x00\x02\x04\x00\x00\x02{}"), &bootstrap.Ready{}},
 		{[]byte("MLRB\x00\x02\x05\x00\x00\x02{}"), &bootstrap.Stale{}},
 		{[]byte("MLRB\x00\x02\x06\x00\x00\x0f{\"reason\":\"no\"}"), &bootstrap.Refusal{Reason: "no"}},

@@ -77,6 +77,9 @@ type Offer struct {
 // Accept answers an Offer.
 type Accept struct {
 	QP QP `json:"qp"`
+	// Unsummed says that packets go without ICRC both ways: the Offer's link allowed it,
+	// and this side takes it up. It is not sent otherwise: older peers do not know it.
+	Unsummed bool `json:"unsummed,omitempty"`
 }
 
 // Ready says that the passive side's queue pair is connected.

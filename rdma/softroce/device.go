@@ -70,6 +70,10 @@ type Options struct {
 	// RNRRetries is how many such answers without progress a send survives; default: as
 	// many as come within PeerTimeout.
 	RNRRetries int
+	// Unsummed lets queue pairs leave the ICRC out where both ends agree to
+	// (rdma.Remote.Unsummed). Only for a link that is memory of the two ends: nothing
+	// else notices what the way to the peer damages.
+	Unsummed bool
 
 	random func() uint32 // tests choose QPNs and PSNs
 }
@@ -177,6 +181,9 @@ func (d *Device) Attr() rdma.DeviceAttr {
 	caps := rdma.CapWrite | rdma.CapRead | rdma.CapAtomic | rdma.CapSRQ
 	if d.attr.Trains {
 		caps |= rdma.CapTrains
+	}
+	if d.opts.Unsummed {
+		caps |= rdma.CapUnsummed
 	}
 	return rdma.DeviceAttr{
 		Name: d.attr.Name, Label: "user-space", GID: d.attr.Local.Addr(), UDPPort: d.attr.Local.Port(),

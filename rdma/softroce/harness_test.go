@@ -42,6 +42,7 @@ type options struct {
 	open        int  // bytes that the peer may read and write
 	rdAtomic    int  // READs and atomics at once, both ways
 	shared      bool // receives come from a shared queue
+	unsummed    bool // packets go without ICRC
 	small       bool // injectors: a small net, which is made fast
 }
 
@@ -56,7 +57,7 @@ func newNode(t testing.TB, l Link, o options) *node {
 	if o.cqe == 0 {
 		o.cqe = 2 * o.depth
 	}
-	d := New(l, Options{random: o.random, Window: o.window, PeerTimeout: o.peerTimeout, AckDelay: o.ackDelay})
+	d := New(l, Options{random: o.random, Window: o.window, PeerTimeout: o.peerTimeout, AckDelay: o.ackDelay, Unsummed: o.unsummed})
 	arena, err := hugepages.NewArena(hugepages.ArenaOptions{Bytes: 2 * o.depth * o.slot, Backing: hugepages.Ordinary})
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +127,7 @@ func (n *node) recvSlot(i int) []byte { return n.mem[(n.depth+i%n.depth)*n.slot:
 
 func (n *node) remote(mtu int) rdma.Remote {
 	a := n.dev.Attr()
-	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: n.qp.Num(), StartPSN: n.qp.StartPSN(), PathMTU: mtu, MaxDestRdAtomic: n.qp.(*queuePair).answers.limit}
+	return rdma.Remote{Addr: a.GID, UDPPort: a.UDPPort, QPN: n.qp.Num(), StartPSN: n.qp.StartPSN(), PathMTU: mtu, MaxDestRdAtomic: n.qp.(*queuePair).answers.limit, Unsummed: n.dev.opts.Unsummed}
 }
 
 func (n *node) postRecvs(t testing.TB, count int) {

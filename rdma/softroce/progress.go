@@ -247,7 +247,7 @@ func (d *Device) receiveAll(now int64) (n int) {
 }
 
 // packet checks one received packet and hands it to its queue pair. Nothing but
-// the counters changes before the ICRC has been checked.
+// the counters changes before the ICRC has been checked, where there is one.
 func (d *Device) packet(f *Frame, now int64) {
 	s := &d.stats
 	s.RxPackets++
@@ -300,28 +300,13 @@ func (d *Device) packet(f *Frame, now int64) {
 		s.DropPKey++
 		return
 	}
-	headers, data, covered := p[:op.HeaderLen()], p[op.HeaderLen():body], p[:len(p)-roce.ICRCLen]
-	var sum uint32
-	if f.Pseudo != nil {
-		sum = roce.Sum(f.Pseudo, covered)
-	} else {
-		if f.Src.Port() != q.rxPort {
-			q.setRxPort(f.Src.Port())
+	data := p[op.HeaderLen():body]
+	if !q.unsummed {
+		var ok bool
+		if data, ok = q.check(f, p, data, props); !ok {
+			s.DropICRC++
+			return
 		}
-		var at []byte
-		if len(data) >= fuseMin && props&roce.IsSend != 0 && h.PSN() == q.expected {
-			at = q.landing(props, len(data))
-		}
-		if at != nil {
-			sum = q.rxCRC.SumCopy(headers, at, data, covered[body:])
-			data = at
-		} else {
-			sum = q.rxCRC.Sum(covered)
-		}
-	}
-	if !d.sums(f, p, sum) {
-		s.DropICRC++
-		return
 	}
 	switch {
 	case op == roce.Acknowledge:
@@ -331,6 +316,27 @@ func (d *Device) packet(f *Frame, now int64) {
 	default:
 		q.request(p, data, props, now)
 	}
+}
+
+// check tells whether the ICRC of packet p in f is right. data is p's payload; the one
+// returned lies where the request wants it if that could be had with the sum.
+func (q *queuePair) check(f *Frame, p, data []byte, props roce.Props) ([]byte, bool) {
+	covered := p[:len(p)-roce.ICRCLen]
+	if f.Pseudo != nil {
+		return data, q.dev.sums(f, p, roce.Sum(f.Pseudo, covered))
+	}
+	if f.Src.Port() != q.rxPort {
+		q.setRxPort(f.Src.Port())
+	}
+	h := (*roce.BTH)(p)
+	if len(data) >= fuseMin && props&roce.IsSend != 0 && h.PSN() == q.expected {
+		if at := q.landing(props, len(data)); at != nil {
+			start := h.Opcode().HeaderLen()
+			sum := q.rxCRC.SumCopy(p[:start], at, data, covered[start+len(data):])
+			return at, q.dev.sums(f, p, sum)
+		}
+	}
+	return data, q.dev.sums(f, p, q.rxCRC.Sum(covered))
 }
 
 // sums tells whether sum is the ICRC of packet p in f.

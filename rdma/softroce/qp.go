@@ -62,6 +62,7 @@ type queuePair struct {
 	peerQPN  uint32
 	mtu      int
 	mtuShift uint8
+	unsummed bool   // both ends agreed to leave the ICRC out
 	rxPort   uint16 // the peer's source port, which rxCRC covers
 	txCRC    roce.ICRC
 	rxCRC    roce.ICRC
@@ -179,6 +180,8 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 		return fmt.Errorf("softroce: path MTU of %d bytes; %s carries 256, 512, … %d", r.PathMTU, q.dev.attr.Name, q.dev.pathMTU)
 	case r.QPN < 2 || r.QPN >= roce.MaxQPN || r.StartPSN > roce.PSNMask:
 		return fmt.Errorf("softroce: remote queue pair %#x with start PSN %#x: both have 24 bits, and the numbers 0, 1 and 0xffffff are reserved", r.QPN, r.StartPSN)
+	case r.Unsummed && !q.dev.opts.Unsummed:
+		return fmt.Errorf("softroce: a remote without ICRC; %s checks it", q.dev.attr.Name)
 	case r.UDPPort == 0:
 		return fmt.Errorf("softroce: the remote device at %v has no UDP port", r.Addr)
 	}
@@ -195,7 +198,7 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 	if err != nil {
 		return fmt.Errorf("softroce: path to %v: %w", dst, err)
 	}
-	q.path = path
+	q.path, q.unsummed = path, r.Unsummed
 	q.peerAddr, q.peerQPN = addr, r.QPN
 	q.mtu, q.mtuShift = r.PathMTU, uint8(bits.TrailingZeros(uint(r.PathMTU)))
 	q.txCRC = roce.NewICRC(path.Pseudo)

@@ -330,6 +330,7 @@ func TestPostErrors(t *testing.T) {
 		"port":   {Addr: netip.MustParseAddr("192.0.2.1"), PathMTU: 256},
 		"QPN":    {Addr: netip.MustParseAddr("192.0.2.1"), UDPPort: 1, PathMTU: 256, QPN: 1 << 24},
 		"none":   {UDPPort: 1, PathMTU: 256},
+		"ICRC":   {Addr: netip.MustParseAddr("192.0.2.1"), UDPPort: 1, PathMTU: 256, QPN: 2, Unsummed: true},
 	} {
 		qp, err := in.a.pd.CreateQP(rdma.QPConfig{SendCQ: in.a.cq, RecvCQ: in.a.cq, SendWRs: 1, RecvWRs: 1})
 		if err != nil {

@@ -159,7 +159,11 @@ func (q *queuePair) asksAtEnd(e *sendWQE) bool {
 
 // seal finishes the packet of n bytes in f.
 func (q *queuePair) seal(f *Frame, n int) {
-	roce.PutICRC(f.Data[n:], q.txCRC.Sum(f.Data[:n]))
+	sum := uint32(0)
+	if !q.unsummed {
+		sum = q.txCRC.Sum(f.Data[:n])
+	}
+	roce.PutICRC(f.Data[n:], sum)
 	f.Len = n + roce.ICRCLen
 	f.Path = &q.path
 }
@@ -173,7 +177,7 @@ var noBytes [3]byte // a pad
 func (q *queuePair) sealWith(f *Frame, n int, data []byte, pad int) {
 	end := n + len(data)
 	copy(f.Data[end:], noBytes[:pad])
-	if len(data) < fuseMin {
+	if len(data) < fuseMin || q.unsummed {
 		copy(f.Data[n:], data)
 		q.seal(f, end+pad)
 		return
