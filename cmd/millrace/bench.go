@@ -64,7 +64,7 @@ both runs' repetitions together (with --quick there is one repetition, no spread
 	fl.IntVar(&f.options.Connections, "connections", 1, "connections of the client")
 	fl.BoolVar(&f.options.Direct, "direct", false, "no proxy: clients reach the broker itself, over the transport under test")
 	fl.StringVar(&f.options.Idle, "idle", "", "latency, balanced or efficient (default latency for rtt, efficient for matched, else balanced)")
-	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 0.8s, quick 0.4s)")
+	fl.DurationVar(&f.options.Duration, "duration", 0, "length of one measurement (default 0.7s, quick 0.4s)")
 	fl.BoolVar(&f.options.Quick, "quick", false, "one repetition of each, done within a minute")
 	fl.BoolVar(&f.headline, "headline", false, "print only the published claims as ratios of this run")
 	fl.StringVar(&f.json, "json", "", "write the results as JSON to this file, - for standard output")
