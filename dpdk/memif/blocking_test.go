@@ -2,7 +2,6 @@ package memif
 
 import (
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -12,20 +11,8 @@ import (
 // A client that gives event descriptors in blocking mode used to stop the server's loop
 // when it went to sleep.
 func TestBlockingEventDescriptors(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "s")
-	p, err := Serve(path, Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	nc, err := net.Dial("unixpacket", path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, nc, r := serveByHand(t)
 	defer nc.Close()
-	r, err := newRegion(1 << 16)
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer r.close()
 	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {

@@ -490,6 +490,26 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// serveByHand is a server, a client's bare connection to it, and a region that the client
+// may offer. The caller closes all three.
+func serveByHand(t testing.TB) (*Port, net.Conn, *region) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	p, err := Serve(path, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, err := net.Dial("unixpacket", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := newRegion(1 << 16)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, nc, r
+}
+
 // FuzzServerHandshake plays arbitrary control messages to a server. Descriptors
 // go along where the first byte of a message's tail says so.
 func FuzzServerHandshake(f *testing.F) {
@@ -511,19 +531,7 @@ func FuzzServerHandshake(f *testing.F) {
 	seed(ini, reg, named(typeConnect, "fuzz"))
 	seed(disconnect("bye"))
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		path := filepath.Join(t.TempDir(), "s")
-		p, err := Serve(path, Config{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		nc, err := net.Dial("unixpacket", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r, err := newRegion(1 << 16)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p, nc, r := serveByHand(t)
 		go func() {
 			k := control{nc.(*net.UnixConn)}
 			for len(stream) > 0 {
