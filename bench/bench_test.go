@@ -20,6 +20,7 @@ import (
 	"github.com/millrace/millrace/bench/report"
 	"github.com/millrace/millrace/bench/role"
 	"github.com/millrace/millrace/bench/roles"
+	"github.com/millrace/millrace/dpdk/afxdp"
 )
 
 // The test binary is also the program that plays the roles.
@@ -224,12 +225,16 @@ func TestNetns(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, r := range rep.Results {
-		seen[r.Workload+" "+r.Transport] = true
+		seen[r.Workload+" "+r.Transport+" "+r.Device] = true
 		if r.Topology != "netns" || !strings.Contains(r.Placement["broker"], "netns") || r.Placement["broker"] == r.Placement["client"] {
 			t.Errorf("%s: %v", r.Condition(), r.Placement)
 		}
 	}
-	for _, w := range []string{"produce tcp", "produce rdma", "produce dpdk"} {
+	want := []string{"produce tcp epoll", "produce rdma softroce+udp", "produce dpdk memif"}
+	if err := afxdp.Probe(); err == nil {
+		want = append(want, "produce dpdk afxdp:veth0")
+	}
+	for _, w := range want {
 		if !seen[w] {
 			t.Errorf("no row of %s", w)
 		}

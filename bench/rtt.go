@@ -33,7 +33,7 @@ func (r *runner) rttJobs() []*job {
 		jobs = append(jobs, r.rttJob("rdma", d.Name, "message", idle, "loop"))
 	}
 	for _, d := range r.devices["dpdk"] {
-		if spin {
+		if spin && d.Name != xdpDevice { // ports that are a pair
 			jobs = append(jobs, r.rttJob("dpdk", d.Name, "port", "latency", "port"))
 		}
 		jobs = append(jobs, r.rttJob("dpdk", d.Name, "message", idle, "loop"))

@@ -103,7 +103,7 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 			continue
 		}
 		known := only == ""
-		for _, d := range t.Devices() {
+		for _, d := range r.devicesOf(&t) {
 			if only != "" && d.Name != only {
 				continue
 			}
@@ -128,9 +128,25 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 	return skipped, nil
 }
 
+// devicesOf lists what may carry t; dpdk:// on AF_XDP as well, for which the
+// topology netns has a wire.
+func (r *runner) devicesOf(t *transports.Transport) []transports.Device {
+	devices := t.Devices()
+	if t.Scheme == "dpdk" {
+		devices = append(devices, t.Other(xdpDevice))
+	}
+	return devices
+}
+
+// xdpDevice is the kernel's own end of the wire, at both ends.
+const xdpDevice = "afxdp:" + netnsVeth
+
 func (r *runner) probeDevice(ctx context.Context, t *transports.Transport, d *transports.Device) (*role.Unavailable, error) {
 	if d.HostOnly && r.o.Topology == "netns" {
 		return &role.Unavailable{Reason: "the kernel's RDMA devices work in the machine's first network namespace only", Fix: "use --topology local"}, nil
+	}
+	if d.Name == xdpDevice && r.o.Topology != "netns" {
+		return &role.Unavailable{Reason: "AF_XDP takes a network device at each end", Fix: "use --topology netns (root), which makes a veth pair"}, nil
 	}
 	err := func() error {
 		p, err := r.o.Launcher.Start("probe", role.Spec{Role: "probe", URL: t.Scheme + "://127.0.0.1:0", Device: d.Name}, role.Place{})

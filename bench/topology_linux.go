@@ -45,6 +45,9 @@ func localTopology() *topology {
 // id follows, so that those of a killed one can be told and removed.
 const netnsPrefix = "millrace-"
 
+// netnsVeth is the network device of both namespaces, the two ends of one wire.
+const netnsVeth = "veth0"
+
 // The address block is reserved for benchmarks (RFC 2544).
 const (
 	netnsNear = "198.18.0.1"
@@ -67,13 +70,13 @@ func netnsTopology() (*topology, error) {
 	for _, args := range [][]string{
 		{"netns", "add", t.nearNS},
 		{"netns", "add", t.farNS},
-		{"-n", t.nearNS, "link", "add", "veth0", "type", "veth", "peer", "name", "veth0", "netns", t.farNS},
-		{"-n", t.nearNS, "addr", "add", netnsNear + "/30", "dev", "veth0"},
-		{"-n", t.farNS, "addr", "add", netnsFar + "/30", "dev", "veth0"},
+		{"-n", t.nearNS, "link", "add", netnsVeth, "type", "veth", "peer", "name", netnsVeth, "netns", t.farNS},
+		{"-n", t.nearNS, "addr", "add", netnsNear + "/30", "dev", netnsVeth},
+		{"-n", t.farNS, "addr", "add", netnsFar + "/30", "dev", netnsVeth},
 		{"-n", t.nearNS, "link", "set", "lo", "up"},
 		{"-n", t.farNS, "link", "set", "lo", "up"},
-		{"-n", t.nearNS, "link", "set", "veth0", "up"},
-		{"-n", t.farNS, "link", "set", "veth0", "up"},
+		{"-n", t.nearNS, "link", "set", netnsVeth, "up"},
+		{"-n", t.farNS, "link", "set", netnsVeth, "up"},
 	} {
 		if err := ip(args...); err != nil {
 			t.remove()

@@ -46,7 +46,8 @@ Workloads:
 Clients reach the proxy over TCP, the proxy reaches the broker over the transport under test; with --direct
 there is no proxy. What was acknowledged is read back and compared, byte by byte. TCP runs through the
 same event loop (epoll) and as ordinary blocking sockets (net). With --topology netns everything but dpdk
-crosses a veth pair; a memif port is shared memory, only its connection's set-up crosses.
+crosses a veth pair, and dpdk has rows of AF_XDP, which crosses it too; a memif port is shared memory, only
+its connection's set-up crosses.
 
 Exit status: 0; 1 if a measurement failed; 2 for wrong flags; 3 if a transport named with --transports
 could not run (the others ran); 4 if, against --baseline, a row became worse by more than the spreads of

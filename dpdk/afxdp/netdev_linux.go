@@ -24,6 +24,21 @@ type Netdev struct {
 // maxQueues is the number of queues of one device that ports can be opened on.
 const maxQueues = 64
 
+// Probe tells whether this process may make AF_XDP sockets and their programs; nil: it may. It asks
+// for no device, so nothing of one is touched. Any goroutine.
+func Probe() error {
+	fd, err := unix.Socket(unix.AF_XDP, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("afxdp: no socket: %w%s", err, attachFix(err))
+	}
+	defer unix.Close(fd)
+	n := &Netdev{}
+	if err := errors.Join(n.load(Match{All: true}), n.Close()); err != nil {
+		return fmt.Errorf("afxdp: no program: %w%s", err, attachFix(err))
+	}
+	return nil
+}
+
 // Attach puts the program on a device of the calling thread's network namespace.
 // A device takes one program: another one's fails.
 func Attach(netdev string, m Match) (*Netdev, error) {
@@ -42,12 +57,19 @@ func Attach(netdev string, m Match) (*Netdev, error) {
 	return n, nil
 }
 
-func (n *Netdev) attach(m Match) (err error) {
+// load makes the program and the map that it looks in.
+func (n *Netdev) load(m Match) (err error) {
 	n.sockets, err = ebpf.NewMap(&ebpf.MapSpec{Name: "millrace_xsks", Type: ebpf.XSKMap, KeySize: 4, ValueSize: 4, MaxEntries: maxQueues})
 	if err != nil {
 		return err
 	}
-	if n.program, err = ebpf.NewProgram(m.program(n.sockets, xdpPass)); err != nil {
+	n.program, err = ebpf.NewProgram(m.program(n.sockets, xdpPass))
+	return err
+}
+
+func (n *Netdev) attach(m Match) error {
+	err := n.load(m)
+	if err != nil {
 		return err
 	}
 	// The driver's hook first; the kernel's own, on a copy of the frame, works with

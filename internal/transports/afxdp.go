@@ -17,7 +17,14 @@ import (
 // afxdpDevice is one queue of a network device that the kernel keeps; the kernel
 // has the address, and answers for it.
 func afxdpDevice(netdev string) Device {
-	return Device{Name: "afxdp:" + netdev, Probe: available, New: func(u *url.URL) (netpoll.Backend, error) {
+	name := "afxdp:" + netdev
+	probe := func() *Unavailable {
+		if err := afxdp.Probe(); err != nil {
+			return &Unavailable{Transport: "dpdk", Device: name, Reason: err.Error(), Fix: "run as root, or with CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF; millrace doctor tells more"}
+		}
+		return nil
+	}
+	return Device{Name: name, Probe: probe, New: func(u *url.URL) (netpoll.Backend, error) {
 		q := u.Query()
 		number := func(name string, def, high int) (int, error) {
 			if !q.Has(name) {
