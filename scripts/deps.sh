@@ -11,7 +11,7 @@ build=(gcc libc6-dev pkg-config libdpdk-dev libibverbs-dev)
 case "${1:-}" in
 build) wanted=("${build[@]}") ;;
 bench) wanted=("${build[@]}" iproute2) ;;
-test) wanted=("${build[@]}" dpdk-dev iproute2 nftables python3-scapy qemu-user-static tshark) ;;
+test) wanted=("${build[@]}" dpdk-dev iproute2 nftables python3-scapy qemu-user-static gcc-aarch64-linux-gnu debian-archive-keyring tshark) ;;
 arm) wanted=(qemu-user-static qemu-system-arm debian-archive-keyring llvm-19) ;;
 softroce)
 	wanted=(gcc libc6-dev libibverbs-dev libibverbs1 ibverbs-providers iproute2 perftest)
@@ -32,8 +32,10 @@ purpose() {
 	iproute2) echo "network namespaces, Soft-RoCE devices" ;;
 	libibverbs-dev | libibverbs1 | ibverbs-providers) echo "RDMA devices of the kernel" ;;
 	perftest) echo "RDMA figures to compare with" ;;
-	qemu-system-x86 | debian-archive-keyring) echo "Soft-RoCE in a guest" ;;
+	qemu-system-x86) echo "Soft-RoCE in a guest" ;;
+	debian-archive-keyring) echo "packages that are unpacked: a guest's kernel, arm64 libraries" ;;
 	qemu-user-static) echo "arm64 tests" ;;
+	gcc-aarch64-linux-gnu) echo "arm64 build with libdpdk and libibverbs" ;;
 	qemu-system-arm) echo "arm64 benchmarks" ;;
 	llvm-19) echo "predictions for Neoverse N2" ;;
 	python3-scapy | tshark) echo "tests against other decoders of RoCEv2" ;;

@@ -1,7 +1,7 @@
 # Sourced by bench.sh: the kernel of the guest.
 
-# shellcheck source=../debian-kernel.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../debian-kernel.sh"
+# shellcheck source=../debian.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../debian.sh"
 
 # fetch_kernel CACHE makes CACHE/vmlinuz, once. Several may call it at a time.
 fetch_kernel() {
@@ -10,7 +10,7 @@ fetch_kernel() {
 	exec {lock}>"$cache/lock"
 	flock "$lock"
 	if [ ! -e "$cache/vmlinuz" ]; then
-		fetch_debian "$cache/new" arm64 linux-image-arm64 || return
+		fetch_kernel_package "$cache/new" arm64 linux-image-arm64 || return
 		mv "$cache"/new/root/boot/vmlinuz-* "$cache/vmlinuz" && rm -rf "$cache/new" || return
 	fi
 	exec {lock}>&-

@@ -1,7 +1,7 @@
 # Sourced by guest.sh: the guest's kernel and first file system.
 
-# shellcheck source=../debian-kernel.sh
-. "$(dirname "${BASH_SOURCE[0]}")/../debian-kernel.sh"
+# shellcheck source=../debian.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../debian.sh"
 
 # What the guest needs to see its root; the rest is loaded from there on demand.
 guest_modules=(virtio_pci 9pnet_virtio 9p overlay)
@@ -31,7 +31,7 @@ fetch_kernel() {
 		echo "guest.sh: made for x86-64 machines; this one is $(uname -m)" >&2
 		return 1
 	fi
-	fetch_debian "$new" amd64 linux-image-amd64 busybox-static || return
+	fetch_kernel_package "$new" amd64 linux-image-amd64 busybox-static || return
 	mv "$new"/root/boot/vmlinuz-* "$new/vmlinuz" &&
 		mv "$new/root/lib" "$new/lib" &&
 		mv "$(find "$new/root" -path '*bin/busybox' | head -n 1)" "$new/busybox" || return
