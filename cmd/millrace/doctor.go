@@ -28,7 +28,8 @@ func doctorCommandOn(host func() *doctor.Host) *cobra.Command {
 		Long: `Tell what this machine offers to millrace, what is missing and how to mend it.
 
 --fix does what is safe and can be undone, as root: it reserves huge pages, raises the limits of UDP
-buffers and loads the modules of Soft-RoCE, until the next boot, and says how to undo each. Without root it says what it would run.
+buffers and loads the modules of Soft-RoCE and of vfio, until the next boot, and says how to undo each. To keep it, write the
+settings to /etc/sysctl.d and the modules' names to /etc/modules-load.d. Without root it says what it would run.
 
 Exit status: 0 if every default transport runs; 1 if something that millrace wants by default is missing.`,
 		Args: noArgs,

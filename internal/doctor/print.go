@@ -78,7 +78,7 @@ func (r *Report) writeAdvice(b *strings.Builder) {
 			fmt.Fprintf(b, "    fix:   %s\n", fix)
 		}
 		if automatic {
-			b.WriteString("           (millrace doctor --fix does it)\n")
+			b.WriteString("           (millrace doctor --fix does it, until the next boot)\n")
 		}
 	}
 	for _, c := range r.Checks {
