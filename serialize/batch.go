@@ -200,8 +200,8 @@ func (b *Batch) start(i int) uint32 {
 	return start
 }
 
-// All yields every record with its index, in order. For values alone a Cursor
-// costs less.
+// All yields every record with its index, in order. For values alone Values costs
+// less.
 func (b *Batch) All() iter.Seq2[int, Record] {
 	return func(yield func(int, Record) bool) {
 		c := b.Cursor()

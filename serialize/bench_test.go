@@ -93,9 +93,8 @@ func visit(b *testing.B, open func([]byte) (Batch, error), enc []byte) (sum int)
 	if err != nil {
 		b.Fatal(err)
 	}
-	c := batch.Cursor()
-	for c.Next() {
-		sum += len(c.Value())
+	for v := range batch.Values() {
+		sum += len(v)
 	}
 	return sum
 }

@@ -26,8 +26,8 @@ func Check(b []byte) (Info, error) {
 		}
 		return Info{batch.n, len(b), len(b), None}, nil
 	}
-	p, err := batch.parseHeader(b)
-	if err != nil {
+	var p parts
+	if err := batch.parseHeader(b, &p); err != nil {
 		return Info{}, err
 	}
 	return Info{batch.n, len(b), p.end, Compression(b[offCompression])}, nil

@@ -147,7 +147,8 @@ func (d *Decoder) Open(b []byte) (batch Batch, err error) {
 // nothing larger is made.
 func (d *Decoder) decompress(b []byte) ([]byte, error) {
 	var header Batch
-	p, err := header.parseHeader(b)
+	var p parts
+	err := header.parseHeader(b, &p)
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,7 @@
 package serialize
 
+import "iter"
+
 // Cursor goes through the records of a batch in order. It begins before the
 // first:
 //
@@ -11,7 +13,7 @@ package serialize
 // Declare it before the loop, not in its head: a variable of the head is copied
 // for every iteration. A cursor belongs to one goroutine; the views it returns
 // live as long as the batch's bytes. The accessors may be called after Next
-// returned true.
+// returned true. For values alone Batch.Values costs less.
 type Cursor struct {
 	b       *Batch
 	payload []byte
@@ -39,6 +41,30 @@ func (b *Batch) Cursor() (c Cursor) {
 func (c *Cursor) Next() bool {
 	c.i++
 	return c.i < c.until || c.fill()
+}
+
+// Values yields every record's value, in order; nil for a deletion. It is the
+// fastest way through a batch: a loop over it keeps in registers what a Cursor keeps
+// in memory.
+func (b *Batch) Values() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		c := Cursor{b: b, gap: 1}
+		for payload := b.payload; c.fill(); c.i = c.until {
+			first, n := c.i&(blockRecords-1), c.until-c.i
+			starts, ends := c.bounds[first:first+n], c.bounds[first+c.gap:]
+			ends = ends[:len(starts)]
+			for k := range starts {
+				from, end := int(starts[k]), int(ends[k])
+				var v []byte
+				if from <= end {
+					v = payload[from:end:end]
+				}
+				if !yield(v) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // fill decodes bounds from record i on, where those that are known end.

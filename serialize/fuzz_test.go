@@ -87,6 +87,16 @@ func readAny(t *testing.T, batch *Batch, err error) {
 	if total != batch.PayloadBytes() {
 		t.Fatalf("records have %d bytes, the payload %d", total, batch.PayloadBytes())
 	}
+	i := 0
+	for v := range batch.Values() {
+		if i%37 == 0 && !sameBytes(v, batch.Value(i)) {
+			t.Fatalf("value %d reads differently by index", i)
+		}
+		i++
+	}
+	if i != batch.Len() {
+		t.Fatalf("%d values of %d records", i, batch.Len())
+	}
 }
 
 // Whatever the compressed bytes, a Decoder stays within its limit.

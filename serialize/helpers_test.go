@@ -72,6 +72,23 @@ func checkBatch(t testing.TB, b *Batch, rs []Record) {
 	if n != len(rs) {
 		t.Fatalf("All yields %d records, want %d", n, len(rs))
 	}
+	n = 0
+	for v := range b.Values() {
+		if n == len(rs) || !sameBytes(v, rs[n].Value) {
+			t.Fatalf("Values yields value %d of %d as %q", n, len(rs), v)
+		}
+		n++
+	}
+	if n != len(rs) {
+		t.Fatalf("Values yields %d values, want %d", n, len(rs))
+	}
+	for range b.Values() {
+		n--
+		break
+	}
+	if n != len(rs)-1 {
+		t.Fatal("Values goes on after a break")
+	}
 }
 
 func show(r Record) string {

@@ -56,8 +56,8 @@ func whole(b []byte, verify bool) ([]byte, error) {
 
 // view makes b the view of a whole, uncompressed batch.
 func (b *Batch) view(bytes []byte) error {
-	p, err := b.parseHeader(bytes)
-	if err != nil {
+	var p parts
+	if err := b.parseHeader(bytes, &p); err != nil {
 		return err
 	}
 	if p.end != len(bytes) {
@@ -85,13 +85,14 @@ func (b *Batch) leftOver(c *column, n int) bool {
 }
 
 // parseHeader reads the header's numbers, within their limits, and computes
-// where the parts of the uncompressed batch lie.
-func (b *Batch) parseHeader(h []byte) (p parts, err error) {
+// where the parts of the uncompressed batch lie. It fills in p, which is zero: a copy
+// of parts just written would wait for the writes.
+func (b *Batch) parseHeader(h []byte, p *parts) error {
 	le := binary.LittleEndian
 	h = h[:HeaderBytes]
 	records := le.Uint32(h[offRecords:])
 	if records == 0 || records > MaxRecords {
-		return p, corruptf("record count %d, a batch has 1 to %d", records, MaxRecords)
+		return corruptf("record count %d, a batch has 1 to %d", records, MaxRecords)
 	}
 	p.valueW, p.keyW = widthOf(h[offWidths]&15), widthOf(h[offWidths]>>4)
 	p.headerW, p.attrW = widthOf(h[offWidths+1]&15), widthOf(h[offWidths+1]>>4)
@@ -106,25 +107,25 @@ func (b *Batch) parseHeader(h []byte) (p parts, err error) {
 	b.time.width, b.starts.width = int8(p.timeW), int8(p.startW)
 	switch {
 	case b.value.wrong(32, true):
-		return p, b.value.refuse("value length", 32)
+		return b.value.refuse("value length", 32)
 	case b.key.wrong(32, features&featureKeys != 0):
-		return p, b.key.refuse("key length", 32)
+		return b.key.refuse("key length", 32)
 	case b.header.wrong(32, features&featureHeaders != 0):
-		return p, b.header.refuse("header length", 32)
+		return b.header.refuse("header length", 32)
 	case b.attr.wrong(2, features&featureAttributes != 0):
-		return p, b.attr.refuse("attribute", 2)
+		return b.attr.refuse("attribute", 2)
 	case b.time.wrong(64, true):
-		return p, b.time.refuse("timestamp", 64)
+		return b.time.refuse("timestamp", 64)
 	case b.starts.wrong(64, features&featureSteps != 0):
-		return p, b.starts.refuse("block time", 64)
+		return b.starts.refuse("block time", 64)
 	}
 	p.steps = features&featureSteps != 0
 	if !p.steps && b.minStep != 0 {
-		return p, corruptf("a smallest step without steps")
+		return corruptf("a smallest step without steps")
 	}
 	b.steps = p.steps
 	p.place(b.n, int(le.Uint32(h[offPayload:]))) // at most 2^32 + 2^20·25: no overflow
-	return p, nil
+	return nil
 }
 
 // wrong: the width does not exist or is beyond most, or the column holds something
@@ -148,7 +149,7 @@ func (b *Batch) checkLengths() error {
 	// No sum overflows: at most 2^20 records of three 33-bit lengths.
 	least := uint64(b.value.min) + uint64(b.key.min) + uint64(b.header.min)
 	var end uint64
-	var sums [32]uint64
+	var sums [16]uint64
 	for at, all := 0, blocks(b.n); at < all; at += len(sums) {
 		group := sums[:min(len(sums), all-at)]
 		b.blockSums(group, at)

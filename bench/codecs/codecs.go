@@ -116,9 +116,7 @@ func (m *millrace) Visit(batch []byte) (int, error) {
 		return 0, err
 	}
 	n, sum := 0, touched
-	cursor := b.Cursor()
-	for cursor.Next() {
-		v := cursor.Value()
+	for v := range b.Values() {
 		n += len(v)
 		sum = touch(sum, v)
 	}
