@@ -159,7 +159,7 @@ func TestTextExplainsWhatIsAmiss(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, w := range []string{
-		"missing   user-space rdma", "fix:   sysctl -w vm.nr_hugepages=128\n           (millrace doctor --fix does it)",
+		"missing   user-space rdma", "fix:   sysctl -w vm.nr_hugepages=128\n           (millrace doctor --fix does it, until the next boot)",
 		"ok        tcp://", "epoll: runs (default)", "Something that millrace wants by default is missing.",
 	} {
 		if !strings.Contains(b.String(), w) {
