@@ -42,6 +42,7 @@ type LinkConfig struct {
 // softroce.Link and, like the port, has one owner.
 type Link struct {
 	port   Port
+	placer Placer // port, if it is one
 	cfg    LinkConfig
 	attr   softroce.LinkAttr
 	mac    types.MACAddress
@@ -126,6 +127,7 @@ func newLink(port Port, cfg LinkConfig, hood *neighbours) (*Link, error) {
 		tx:    make([]Frame, linkBurst), rx: make([]Frame, linkBurst),
 		pseudo: make([]byte, 0, linkBurst*(8+headerBytes6-types.EtherLen)),
 	}
+	l.placer, _ = port.(Placer)
 	if cfg.Local.Addr().Is4() {
 		l.hdr = headerBytes4
 	}
@@ -262,6 +264,26 @@ func (l *Link) Tx(frames []softroce.Frame) int {
 	}
 	return done
 }
+
+// Place implements softroce.Lane.
+func (l *Link) Place(p *softroce.Path, n int) []byte {
+	if l.placer == nil {
+		return nil
+	}
+	h := p.Link.(*header)
+	if h.hop != nil {
+		return nil
+	}
+	f := l.placer.Place(l.hdr + n)
+	if f == nil {
+		return nil
+	}
+	h.put(f, n)
+	return f[l.hdr:]
+}
+
+// Publish implements softroce.Lane.
+func (l *Link) Publish() { l.placer.Publish() }
 
 // Rx receives at most 64 frames. A frame's Pseudo is nil where its headers are
 // just what Path gives for the way back, as between two of these links; otherwise

@@ -69,6 +69,15 @@ type Watcher interface {
 	Watch(ws []Watched) (_ []Watched, ok bool)
 }
 
+// Placer is implemented by ports that are memory of their two ends (PortInfo.Memory).
+type Placer interface {
+	// Place gives the n bytes of the next frame, to be written; nil if there is no room,
+	// or frames of AllocBurst are out.
+	Place(n int) []byte
+	// Publish transmits what the last Place gave.
+	Publish()
+}
+
 // Armer is implemented by ports whose Info().FD becomes readable only if asked for.
 type Armer interface {
 	// Arm asks for it, once, and reports whether the port is idle: false means that

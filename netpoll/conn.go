@@ -144,7 +144,8 @@ func (c *Conn) Flush() {
 }
 
 // QueuedBytes is what Send accepted and the transport has not finished: written
-// to the kernel (TCP) or acknowledged by the peer's device (RDMA, DPDK).
+// to the kernel (TCP), acknowledged by the peer's device (RDMA, DPDK), or put into
+// memory that the peer shares (memif).
 func (c *Conn) QueuedBytes() int { return c.queuedBytes }
 
 // PauseReading stops delivery after the messages of the current burst; the

@@ -8,7 +8,7 @@ type UnsentHandler interface {
 	// OnUnsent runs before OnClose, once at most, with the messages that Send took and
 	// that were not finished when the connection closed, oldest first: not
 	// acknowledged by the peer's device (RDMA, DPDK), or not wholly handed to the
-	// kernel (TCP). The first ones may have arrived all the same. The windows are the
+	// kernel (TCP) or put into memory that the peer shares (memif). The first ones may have arrived all the same. The windows are the
 	// payloads, to be read; whoever wants a buffer beyond the return Retains it, and
 	// may send it again then. The slice is the loop's.
 	OnUnsent(c *Conn, bufs []*hugepages.Buf)

@@ -26,6 +26,7 @@ type conn struct {
 	peer     bootstrap.QP
 	remote   string
 	unsummed bool         // no ICRC
+	lane     LaneQP       // nil but where that is
 	boot     *liveness    // nil until open
 	verified chan<- error // waits for the first acknowledgement; see probe
 
@@ -153,6 +154,11 @@ func (c *conn) connect(peer bootstrap.QP, unsummed bool) error {
 	if err != nil {
 		return fmt.Errorf("rdma: %s: connecting to %v: %w", a.Name, peer.GID, err)
 	}
+	if unsummed {
+		if c.lane, _ = c.qp.(LaneQP); c.lane != nil {
+			c.lane.SetTaker(c)
+		}
+	}
 	return nil
 }
 
@@ -195,7 +201,7 @@ func (c *conn) complete(wc *WC) {
 		c.verify(nil)
 	default:
 		if err := c.received(wc, buf); err != nil {
-			c.fail(fmt.Errorf("rdma: %s: %w", c.remote, err))
+			c.failReceive(err)
 		}
 	}
 	c.setReady()
@@ -212,6 +218,9 @@ func (c *conn) likelyCause(s Status) string {
 	}
 	return ""
 }
+
+// failReceive is fail for what the peer sent.
+func (c *conn) failReceive(err error) { c.fail(fmt.Errorf("rdma: %s: %w", c.remote, err)) }
 
 // fail closes the connection once this poll's messages are delivered.
 func (c *conn) fail(err error) {

@@ -34,6 +34,7 @@ type device struct {
 	conns       map[uint32]*conn   // by queue pair number
 	recent      [recentConns]*conn // of lookup, by the number's last bits
 	posted      bool               // posted since the last transmission
+	quietAt     uint64             // EventLoop.polls when Progress last found nothing
 
 	key   deviceKey
 	refs  int           // under EventLoop.mu: connections and set-ups that use it
@@ -264,6 +265,9 @@ func (el *EventLoop) deactivate(d *device) {
 				el.loop.Logger().Error("device still watched", "device", d.attr.Name, "err", err)
 			}
 		}
+	}
+	if len(el.active) == 0 {
+		el.releaseSpare()
 	}
 	el.release(d)
 }

@@ -117,16 +117,20 @@ type EventLoop struct {
 	stalled  bool             // one of them can post no more until they complete
 	shown    int              // receives, as Stats has it
 	spare    []*hugepages.Buf // left by handlers, for the receives of the connection at hand
-	retryAt  int64
-	deadline int64         // of the devices' last Progress
-	backoff  time.Duration // of devices without descriptor
-	polls    uint64
-	drained  bool // the last poll emptied every completion queue
-	closed   bool
-	wcs      [pollList]WC // of reap
-	sendWCs  [pollList]WC // of reapSends
-	events   [16]Event
-	sendWRs  [sendList]SendWR
+	lone     uint64           // messages sent in lanes
+	// spareKept is how many of spare wait for the next message in a lane, whose lines are
+	// then still in the cache: 0 before the first, then 1.
+	spareKept int
+	retryAt   int64
+	deadline  int64         // of the devices' last Progress
+	backoff   time.Duration // of devices without descriptor
+	polls     uint64
+	drained   bool // the last poll emptied every completion queue
+	closed    bool
+	wcs       [pollList]WC // of reap
+	sendWCs   [pollList]WC // of reapSends
+	events    [16]Event
+	sendWRs   [sendList]SendWR
 
 	// The control path.
 	ctx     context.Context // ends when the event loop closes
@@ -141,8 +145,8 @@ type EventLoop struct {
 }
 
 type counters struct {
-	doorbells, creditMessages, copiedMessages, copiedBytes, packedMessages, paddedBytes, starved, receivePosts, yields, yieldedReceives, fallbacks, refused atomic.Uint64
-	receives, registered                                                                                                                                    atomic.Int64
+	doorbells, creditMessages, copiedMessages, copiedBytes, packedMessages, paddedBytes, starved, receivePosts, yields, yieldedReceives, fallbacks, refused, lone atomic.Uint64
+	receives, registered                                                                                                                                          atomic.Int64
 }
 
 // Stats of an EventLoop since it was made.
@@ -152,6 +156,7 @@ type Stats struct {
 	Yields         uint64 // messages of this end that gave credits back after idling
 	Yielded        uint64 // receives that idle peers gave back
 	ReceivePosts   uint64 // lists of receives posted
+	LoneMessages   uint64 // sent past the work queue, into memory shared with the peer; may lag
 	Receives       int64  // receive buffers posted now
 	ReceiveBytes   int64  // their payload bytes
 	Registered     int64  // bytes of memory registered with devices; adapters and the kernel's Soft-RoCE keep it pinned
@@ -200,7 +205,7 @@ func (el *EventLoop) Stats() Stats {
 	return Stats{
 		Doorbells: s.doorbells.Load(), CreditMessages: s.creditMessages.Load(), CopiedMessages: s.copiedMessages.Load(),
 		CopiedBytes: s.copiedBytes.Load(), PackedMessages: s.packedMessages.Load(), PaddedBytes: s.paddedBytes.Load(), Starved: s.starved.Load(), Fallbacks: s.fallbacks.Load(), Refused: s.refused.Load(), Yields: s.yields.Load(), Yielded: s.yieldedReceives.Load(),
-		ReceivePosts: s.receivePosts.Load(), Receives: s.receives.Load(), ReceiveBytes: s.receives.Load() * int64(el.opts.ReceiveBytes),
+		LoneMessages: s.lone.Load(), ReceivePosts: s.receivePosts.Load(), Receives: s.receives.Load(), ReceiveBytes: s.receives.Load() * int64(el.opts.ReceiveBytes),
 		Registered: s.registered.Load(),
 	}
 }
@@ -242,7 +247,9 @@ func (el *EventLoop) poll(budget int, last bool) int {
 	el.deadline = 0
 	for _, d := range el.active {
 		n, deadline := d.dev.Progress(now)
-		work += n
+		if work += n; n == 0 {
+			d.quietAt = el.polls
+		}
 		if deadline != 0 && (el.deadline == 0 || deadline < el.deadline) {
 			el.deadline = deadline
 		}
@@ -276,6 +283,9 @@ func (el *EventLoop) poll(budget int, last bool) int {
 	if el.receives != el.shown {
 		el.shown = el.receives
 		el.stats.receives.Store(int64(el.receives))
+	}
+	if el.lone != el.stats.lone.Load() && (last || el.polls%eventsEvery == 0) {
+		el.stats.lone.Store(el.lone)
 	}
 	return work
 }
@@ -434,7 +444,7 @@ func (el *EventLoop) endLeaving() {
 	list := el.leaving
 	el.leaving = nil
 	for _, c := range list {
-		if c.since >= el.polls || !c.end() {
+		if c.since >= el.polls || !c.arrived() || !c.end() {
 			el.leaving = append(el.leaving, c)
 		}
 	}

@@ -206,12 +206,17 @@ func (c *conn) topUp() {
 	c.setShare()
 }
 
+// releaseSpare gives back what handlers left, but for what the next message in a lane takes.
 func (el *EventLoop) releaseSpare() {
-	for i, b := range el.spare {
-		b.Release()
-		el.spare[i] = nil
+	keep := 0
+	if len(el.active) > 0 {
+		keep = min(el.spareKept, len(el.spare))
 	}
-	el.spare = el.spare[:0]
+	for i, b := range el.spare[keep:] {
+		b.Release()
+		el.spare[keep+i] = nil
+	}
+	el.spare = el.spare[:keep]
 }
 
 // grant sees to it that one receive more will be posted, of which the peer is told

@@ -78,7 +78,7 @@ func (c *conn) setDirty() {
 // list. Every signalEvery-th request and the last are signalled. It returns how
 // many requests.
 func (c *conn) post() int {
-	if c.broken != nil {
+	if c.broken != nil || c.lane != nil && c.sendq.count == c.unposted+1 && c.sendAlone() {
 		return 0
 	}
 	wrs := c.el.sendWRs[:0]
@@ -109,8 +109,10 @@ func (c *conn) post() int {
 		switch {
 		case c.control && c.creditDue():
 			c.control = false
-			wrs = append(wrs, c.bare(immCredit))
 			c.el.stats.creditMessages.Add(1)
+			if !c.sendNow(nil, immCredit) {
+				wrs = append(wrs, c.bare(immCredit))
+			}
 		case c.yield && c.credits > 1 && c.unposted == c.sendq.count:
 			n := min(c.credits-2, immYielded>>immYieldedShift)
 			c.credits -= n + 1

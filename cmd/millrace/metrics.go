@@ -72,6 +72,7 @@ func (m *metrics) watchRDMA(backends []netpoll.Backend) {
 		}{
 			{"rdma_fallbacks_total", "Connections that stayed on TCP.", func(s *rdma.Stats) uint64 { return s.Fallbacks }},
 			{"rdma_refused_total", "Connections that were refused before they opened.", func(s *rdma.Stats) uint64 { return s.Refused }},
+			{"rdma_lone_messages_total", "Messages sent at once into memory that the peer shares, with no acknowledgement.", func(s *rdma.Stats) uint64 { return s.LoneMessages }},
 			{"rdma_credit_messages_total", "Messages that carried nothing but credits.", func(s *rdma.Stats) uint64 { return s.CreditMessages }},
 			{"rdma_copied_messages_total", "Messages copied because their memory is not registered.", func(s *rdma.Stats) uint64 { return s.CopiedMessages }},
 			{"rdma_starved_total", "Times that no buffer was free for a receive.", func(s *rdma.Stats) uint64 { return s.Starved }},

@@ -44,6 +44,7 @@ type Port struct {
 
 	txNext, txSent uint16 // next slot to hand out, next slot to publish
 	txSeen         uint16 // the peer's index of the transmit ring as last read
+	placed         uint32 // bytes of what the last Place gave
 	txVoid         []bool // slots handed out, given back, and still in front of others
 	rxNext         uint16 // next slot to look at
 	rxSeen         uint16 // the peer's index of the receive ring as last read: slots before it are filled
@@ -68,7 +69,10 @@ type Port struct {
 	rxCalls          uint32
 }
 
-var _ dpdk.Port = (*Port)(nil)
+var (
+	_ dpdk.Port   = (*Port)(nil)
+	_ dpdk.Placer = (*Port)(nil)
+)
 
 // Stats counts what a port did. Owner's goroutine only.
 type Stats struct {
@@ -285,6 +289,33 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 		p.publish(at, uint32(frames[i].Len))
 		at++
 	}
+	p.advance(at, len(frames))
+	return len(frames)
+}
+
+// Place implements dpdk.Placer.
+func (p *Port) Place(n int) []byte {
+	if p.txNext != p.txSent || n > p.cfg.BufferBytes || p.broken || !p.up.Load() || p.txRoom(1) < 1 {
+		return nil
+	}
+	data := p.txBuffer(p.txNext)
+	if data == nil {
+		return nil
+	}
+	p.placed = uint32(n)
+	return data[:n]
+}
+
+// Publish implements dpdk.Placer.
+func (p *Port) Publish() {
+	p.publish(p.txNext, p.placed)
+	p.txNext++
+	p.advance(p.txNext, 1)
+}
+
+// advance shows the peer the slots before at, with so many frames, and wakes it if it
+// sleeps.
+func (p *Port) advance(at uint16, frames int) {
 	n := at - p.txSent
 	p.txSent = at
 	var flags uint32
@@ -294,7 +325,7 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 		p.tx.setTail(at)
 		flags = p.tx.flags()
 	}
-	p.stats.TxFrames += uint64(len(frames))
+	p.stats.TxFrames += uint64(frames)
 	p.stats.TxBursts++
 	if flags&flagMaskInterrupt == 0 {
 		if flags&flagOnce != 0 {
@@ -304,7 +335,6 @@ func (p *Port) TxBurst(frames []dpdk.Frame) int {
 		one := [8]byte{1}
 		_, _ = unix.Write(p.txEvent, one[:]) // fails only when a kick is pending already
 	}
-	return len(frames)
 }
 
 // publish writes the descriptor of slot i, which becomes visible with the index.

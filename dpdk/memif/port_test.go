@@ -297,7 +297,7 @@ func TestWatch(t *testing.T) {
 // No packet may lie in the ring of a sleeper.
 func TestSleepNeverMissesAPacket(t *testing.T) {
 	s, c := pair(t, Config{RingLog2: 4, BufferBytes: 128})
-	const n = 20_000
+	const n = 5_000
 	done := make(chan bool)
 	go func() {
 		defer close(done)
@@ -626,4 +626,48 @@ func BenchmarkPingPong(b *testing.B) {
 	}
 	close(stop)
 	<-done
+}
+
+// What Place gives goes out with Publish, in order with bursts, until the ring is full;
+// and nothing while frames of AllocBurst are out.
+func TestPlace(t *testing.T) {
+	s, c := pair(t, Config{RingLog2: 3, BufferBytes: 256})
+	for _, way := range [][2]*Port{{s, c}, {c, s}} {
+		from, to := way[0], way[1]
+		var f, g [8]dpdk.Frame
+		for lap := range 5 {
+			if from.Place(257) != nil {
+				t.Fatal("room for more than a frame")
+			}
+			if from.Place(10) == nil {
+				t.Fatal("no room") // and it is not sent
+			}
+			if from.AllocBurst(f[:1]) != 1 || from.Place(10) != nil {
+				t.Fatal("a place behind a frame that is out")
+			}
+			f[0].Len = copy(f[0].Data, "burst")
+			if from.TxBurst(f[:1]) != 1 {
+				t.Fatal("burst refused")
+			}
+			n := 1
+			for b := from.Place(20 + n); b != nil; b = from.Place(20 + n) {
+				b[0], b[19+n] = byte(n), byte(lap)
+				from.Publish()
+				n++
+			}
+			if n != 8 || from.AllocBurst(f[:1]) != 0 {
+				t.Fatalf("%d frames fit a ring of 8", n)
+			}
+			if got := to.RxBurst(g[:]); got != 8 || string(g[0].Data[:g[0].Len]) != "burst" {
+				t.Fatalf("%d frames, the first %q", got, g[0].Data[:g[0].Len])
+			}
+			for i, g := range g[1:] {
+				if g.Len != 21+i || g.Data[0] != byte(1+i) || g.Data[20+i] != byte(lap) {
+					t.Fatalf("frame %d: %d bytes", i, g.Len)
+				}
+			}
+			to.FreeBurst(g[:])
+			to.publishFreed()
+		}
+	}
 }

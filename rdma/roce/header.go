@@ -34,6 +34,7 @@ const (
 	bthSolicited = 1 << 7
 	bthMigReq    = 1 << 6
 	bthAckReq    = 1 << 31
+	bthUnasked   = 1 << 30
 )
 
 // Put writes a header: transport version 0, the default partition, migration
@@ -83,6 +84,13 @@ func (h *BTH) DestQPN() uint32 { return binary.BigEndian.Uint32(h[4:]) & MaxQPN 
 
 // AckReq tells whether the sender asks for an acknowledgement.
 func (h *BTH) AckReq() bool { return h[8]&0x80 != 0 }
+
+// PutUnasked writes psn, taken modulo 2^24, and that the sender waits for no
+// acknowledgement, ever: a bit that the specification reserves and receivers ignore.
+func (h *BTH) PutUnasked(psn uint32) { binary.BigEndian.PutUint32(h[8:], psn&PSNMask|bthUnasked) }
+
+// Unasked tells whether PutUnasked wrote the packet sequence number.
+func (h *BTH) Unasked() bool { return h[8]&0xc0 == bthUnasked>>24 }
 
 // PSN is the packet sequence number.
 func (h *BTH) PSN() uint32 { return binary.BigEndian.Uint32(h[8:]) & PSNMask }

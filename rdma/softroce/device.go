@@ -111,6 +111,7 @@ func random() uint32 {
 // one goroutine.
 type Device struct {
 	link    Link
+	lane    Lane // link, if it is one
 	attr    LinkAttr
 	opts    Options
 	pathMTU int
@@ -164,6 +165,9 @@ func New(link Link, opts Options) *Device {
 	a := link.Attr()
 	d := &Device{link: link, attr: a, opts: opts.withDefaults(a), nextTimer: math.MaxInt64, laterAt: math.MaxInt64, rkeys: map[uint32]*region{}}
 	d.port, _ = link.(LinkState)
+	if opts.Unsummed {
+		d.lane, _ = link.(Lane)
+	}
 	headers := 8 + 40
 	if a.Local.Addr().Unmap().Is4() {
 		headers = 8 + 20

@@ -123,10 +123,14 @@ func (d *Device) refill() bool {
 			return false
 		}
 	}
-	n := d.link.TxAlloc(d.tx[d.txAlloc:])
+	want := burst
+	if d.lane != nil {
+		want = min(burst, d.txAlloc+quantum) // a message in the lane gives back what is left
+	}
+	n := d.link.TxAlloc(d.tx[d.txAlloc:want])
 	if n == 0 && d.txHead != d.txFill { // the link may have frames again once it has sent these
 		d.sendFrames()
-		n = d.link.TxAlloc(d.tx[d.txAlloc:])
+		n = d.link.TxAlloc(d.tx[d.txAlloc:max(want, d.txAlloc)])
 	}
 	if n == 0 {
 		d.starve()
@@ -257,6 +261,9 @@ func (d *Device) packet(f *Frame, now int64) {
 		return
 	}
 	p := f.Data[:f.Len]
+	if d.lane != nil && d.takeLane(f, p, now) {
+		return
+	}
 	h := (*roce.BTH)(p)
 	if h.TVer() != 0 {
 		s.DropVersion++

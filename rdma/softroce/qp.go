@@ -62,12 +62,17 @@ type queuePair struct {
 	peerQPN  uint32
 	mtu      int
 	mtuShift uint8
-	unsummed bool   // both ends agreed to leave the ICRC out
-	rxPort   uint16 // the peer's source port, which rxCRC covers
-	txCRC    roce.ICRC
-	rxCRC    roce.ICRC
-	peerAddr netip.Addr
-	path     Path
+	unsummed bool // both ends agreed to leave the ICRC out
+	hasLane  bool // see lane.go, as for what follows
+	taker    rdma.Taker
+	// The first bytes of lane packets to the peer and from it; until when to send some.
+	laneTx, laneTxImm, laneRx, laneRxImm uint64
+	laneUntil                            int64
+	rxPort                               uint16 // the peer's source port, which rxCRC covers
+	txCRC                                roce.ICRC
+	rxCRC                                roce.ICRC
+	peerAddr                             netip.Addr
+	path                                 Path
 
 	// Requester. The ring sq holds the requests head … tail-1 (free running); cur is
 	// the one to send from next. The PSNs una … high-1 were sent and are not
@@ -207,6 +212,7 @@ func (q *queuePair) Connect(r rdma.Remote) error {
 	q.window = int32(q.dev.opts.Window)
 	q.maxRdAtomic = min(q.maxRdAtomic, max(0, r.MaxDestRdAtomic))
 	q.state = rdma.QPReadyToSend
+	q.openLane()
 	return nil
 }
 
@@ -382,6 +388,7 @@ func (q *queuePair) fail(send, recv rdma.Status) {
 	q.state = rdma.QPError
 	q.sendStatus, q.recvStatus = send, recv
 	q.waitRNR = false
+	q.closeLane()
 	q.target, q.writeMR, q.lastMR = nil, nil, nil
 	q.stopTimer()
 	q.drain()
@@ -457,6 +464,8 @@ func (q *queuePair) Close() error {
 	q.closed = true
 	q.state = rdma.QPError
 	q.stopTimer()
+	q.closeLane()
+	q.taker = nil
 	q.blocked = false
 	q.resp = respNone // dev.due and dev.later drop it at their next turn, as dev.active does
 	q.answers, q.done, q.remotes = answerQueue{}, nil, nil

@@ -71,11 +71,16 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 	return sent, false
 }
 
+// ackJoins tells whether joinData has something to send.
+func (q *queuePair) ackJoins(now int64) bool {
+	return q.resp == respAck && q.answers.empty() && (q.unanswered >= ackEvery || now >= q.answeredAt+q.dev.ackDelay)
+}
+
 // joinData sends the acknowledgement that is pending behind data that was just
 // written, unless another went shortly before: the two cost one system call and wake
 // the peer once. An answer so acknowledges its request, but in dense traffic.
 func (q *queuePair) joinData(now int64) {
-	if q.resp != respAck || !q.answers.empty() || q.unanswered < ackEvery && now < q.answeredAt+q.dev.ackDelay {
+	if !q.ackJoins(now) {
 		return
 	}
 	if f := q.dev.frame(); f != nil {
@@ -248,6 +253,9 @@ func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 	syn := a.Syndrome()
 	if roce.PSNDiff(psn, q.una) < 0 {
 		s.StaleAcks++
+		if q.hasLane && !syn.IsACK() { // what was sent in the lane cannot come again
+			q.fail(rdma.RetryExceeded, rdma.FlushError)
+		}
 		return
 	}
 	if roce.PSNDiff(psn, q.high) >= 0 {
@@ -314,6 +322,9 @@ func (q *queuePair) advance(psn uint32, now int64) {
 	q.sawRNR = false
 	q.waitRNR = false
 	q.progressAt = now
+	if q.hasLane {
+		q.laneUntil = now + laneNanos
+	}
 	if q.timing && roce.PSNDiff(psn, q.rttPSN) > 0 {
 		q.timing = false
 		q.sample(now - q.rttAt)

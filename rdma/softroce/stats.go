@@ -6,6 +6,7 @@ type Stats struct {
 	TxPackets, TxBytes uint64 // handed to the link, retransmissions and acknowledgements included
 	RxPackets, RxBytes uint64 // received, rejected ones included
 	Messages           uint64 // requests executed: messages received whole, READ requests, atomics
+	LaneSent           uint64 // messages sent into memory of the peer's, which nobody acknowledges
 
 	Retransmitted uint64 // data packets sent again
 	Timeouts      uint64 // expiries of the retransmission timer

@@ -1,0 +1,167 @@
+package softroce
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/millrace/millrace/rdma"
+	"github.com/millrace/millrace/rdma/roce"
+)
+
+// Lane is implemented by a Link that may be memory of its two ends: what it takes
+// arrives, once and in order.
+type Lane interface {
+	// Place gives the n bytes of the next packet to p, to be written; nil if the link is
+	// full, or frames of TxAlloc are out.
+	Place(p *Path, n int) []byte
+	// Publish sends what the last Place gave.
+	Publish()
+}
+
+// laneNanos is how long a pair sends in the lane after the peer acknowledged something:
+// then the next message asks, so that a peer that stands still is found as ever.
+const laneNanos = int64(time.Second)
+
+var _ rdma.LaneQP = (*queuePair)(nil)
+
+// laneWord is the first 8 bytes of a BTH without pad.
+func laneWord(op roce.Opcode, qpn uint32) uint64 {
+	var h roce.BTH
+	h.Put(op, 0, qpn, false, 0)
+	return binary.LittleEndian.Uint64(h[:])
+}
+
+// lanePad covers the pad in a laneWord.
+const (
+	lanePad      = uint64(3) << lanePadShift
+	lanePadShift = 12
+)
+
+// LaneFree implements rdma.LaneQP. Nothing may be under way the usual way, for messages
+// stay in order; and the peer must have acknowledged something lately, for it drops what
+// comes before it is connected.
+func (q *queuePair) LaneFree() bool {
+	return q.dev.now < q.laneUntil && q.head == q.tail && q.una == q.high
+}
+
+// SendNow implements rdma.LaneQP.
+func (q *queuePair) SendNow(data []byte, imm uint32) bool {
+	d := q.dev
+	if !q.LaneFree() || len(data) > q.mtu || d.txAlloc != 0 && !d.freeEmpty() {
+		return false
+	}
+	if q.ackJoins(d.now) { // in front: then the peer, answering, may use its lane
+		if !q.ackNow() {
+			return false
+		}
+	}
+	start, word := roce.BTHLen, q.laneTx
+	if imm != 0 {
+		start, word = roce.BTHLen+roce.ImmDtLen, q.laneTxImm
+	}
+	end := start + len(data)
+	pad := -len(data) & 3
+	n := end + pad + roce.ICRCLen
+	b := d.lane.Place(&q.path, n)
+	if len(b) < n {
+		return false
+	}
+	binary.LittleEndian.PutUint64(b, word|uint64(pad)<<lanePadShift)
+	(*roce.BTH)(b).PutUnasked(q.next)
+	if imm != 0 {
+		(*roce.ImmDt)(b[roce.BTHLen:]).Put(imm)
+	}
+	copy(b[start:], data)
+	copy(b[end:], noBytes[:pad])
+	roce.PutICRC(b[end+pad:], 0)
+	d.lane.Publish()
+	q.next = roce.PSNAdd(q.next, 1)
+	q.una, q.high, q.asked, q.postPSN = q.next, q.next, q.next, q.next
+	d.stats.TxPackets++
+	d.stats.TxBytes += uint64(n)
+	d.stats.LaneSent++
+	return true
+}
+
+// ackNow sends the acknowledgement that is pending.
+func (q *queuePair) ackNow() bool {
+	f := Frame{Data: q.dev.lane.Place(&q.path, roce.BTHLen+roce.AETHLen+roce.ICRCLen)}
+	if f.Data == nil {
+		return false
+	}
+	q.sendResponse(&f, respAck)
+	q.resp = respNone
+	q.dev.lane.Publish()
+	q.dev.stats.TxPackets++
+	q.dev.stats.TxBytes += uint64(f.Len)
+	return true
+}
+
+// SetTaker implements rdma.LaneQP.
+func (q *queuePair) SetTaker(t rdma.Taker) { q.taker = t }
+
+// openLane prepares a pair that just connected.
+func (q *queuePair) openLane() {
+	if !q.unsummed || q.dev.lane == nil {
+		return
+	}
+	q.hasLane = true
+	q.laneTx, q.laneTxImm = laneWord(roce.SendOnly, q.peerQPN), laneWord(roce.SendOnlyImm, q.peerQPN)
+	q.laneRx, q.laneRxImm = laneWord(roce.SendOnly, q.num), laneWord(roce.SendOnlyImm, q.num)
+}
+
+// closeLane is for a pair that fails or closes.
+func (q *queuePair) closeLane() {
+	q.hasLane, q.laneUntil = false, 0
+	q.laneRx, q.laneRxImm = 0, 0
+}
+
+// freeEmpty gives the frames back that wait to be filled; false if others wait for the
+// link.
+func (d *Device) freeEmpty() bool {
+	if d.txHead != d.txFill {
+		return false
+	}
+	d.link.TxFree(d.tx[d.txFill:d.txAlloc])
+	d.txHead, d.txFill, d.txAlloc = 0, 0, 0
+	return true
+}
+
+// takeLane offers the packet p in f to the one who takes whole messages, if it is the
+// next SEND of one packet to a pair with a lane, and nothing is unusual about it. Its
+// reference is the rest of packet, which takes what it leaves. p is a MinPacket at least.
+func (d *Device) takeLane(f *Frame, p []byte, now int64) bool {
+	q := d.table[binary.BigEndian.Uint16(p[6:])&(qpnBlock-1)]
+	if q == nil {
+		return false
+	}
+	start := roce.BTHLen
+	switch binary.LittleEndian.Uint64(p) &^ lanePad {
+	case q.laneRx:
+	case q.laneRxImm:
+		start += roce.ImmDtLen
+	default:
+		return false
+	}
+	h := (*roce.BTH)(p)
+	end := len(p) - roce.ICRCLen - h.Pad()
+	if q.taker == nil || h.PSN() != q.expected || q.inMessage || q.nakked || q.recvCQ.head != q.recvCQ.tail ||
+		end < start || end-start > q.mtu || f.Src.Addr() != q.peerAddr {
+		return false
+	}
+	imm := uint32(0)
+	if start != roce.BTHLen {
+		imm = (*roce.ImmDt)(p[roce.BTHLen:]).Value()
+	}
+	if !q.taker.Take(p[start:end], imm) {
+		return false
+	}
+	q.expected = roce.PSNAdd(q.expected, 1)
+	q.msn++
+	d.stats.Messages++
+	if !h.Unasked() {
+		q.unanswered++
+		q.oweAck(now, h.AckReq())
+	}
+	return true
+}
