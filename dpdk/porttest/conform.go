@@ -197,10 +197,10 @@ func (s suite) pump(t *testing.T, seed uint64, count int, links ...[2]dpdk.Port)
 	}
 }
 
-func (s suite) testOrder(t *testing.T, a, b dpdk.Port) { s.pump(t, 1, 5000, [2]dpdk.Port{a, b}) }
+func (s suite) testOrder(t *testing.T, a, b dpdk.Port) { s.pump(t, 1, 2000, [2]dpdk.Port{a, b}) }
 
 func (s suite) testBothWays(t *testing.T, a, b dpdk.Port) {
-	s.pump(t, 2, 5000, [2]dpdk.Port{a, b}, [2]dpdk.Port{b, a})
+	s.pump(t, 2, 2000, [2]dpdk.Port{a, b}, [2]dpdk.Port{b, a})
 }
 
 // send transmits frames seq… of 200 bytes until the port refuses and returns how
@@ -286,7 +286,7 @@ func (s suite) testOverrun(t *testing.T, a, b dpdk.Port) {
 		}
 		seq = last
 	}
-	s.pump(t, 4, 2000, [2]dpdk.Port{a, b})
+	s.pump(t, 4, 1000, [2]dpdk.Port{a, b})
 }
 
 func testRefused(t *testing.T, a, b dpdk.Port) {
@@ -315,7 +315,7 @@ func (s suite) testNoLeak(t *testing.T, a, b dpdk.Port) {
 		}
 		a.FreeBurst(frames[:n])
 	}
-	s.pump(t, 3, 3000, [2]dpdk.Port{b, a})
+	s.pump(t, 3, 1000, [2]dpdk.Port{b, a})
 }
 
 func testEmpty(t *testing.T, a, b dpdk.Port) {
