@@ -1,6 +1,11 @@
 package batcher
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+
+	"github.com/millrace/millrace/hugepages"
+)
 
 var (
 	// ErrFull refuses a record because a bound on what is queued is reached; the
@@ -18,3 +23,7 @@ var (
 	// already answered, or given up by Fail or the deadline of Close.
 	ErrUnknownBatch = errors.New("batcher: batch is not in flight")
 )
+
+// errStarved is what an Inbox answers while the pool has no buffer for a batch: an
+// ErrFull, for whoever waits, that says which bound it is.
+var errStarved = fmt.Errorf("%w: no memory for a batch: %w", ErrFull, hugepages.ErrExhausted)

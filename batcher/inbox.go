@@ -141,7 +141,7 @@ func (in *Inbox) fits(n, at, bytes int) bool {
 }
 
 // turn seals s, which is full or was sealed before, and opens another stage.
-// ErrFull: there is none.
+// ErrFull: there is none, or no memory for it (then hugepages.ErrExhausted, too).
 func (in *Inbox) turn(s *stage) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -154,10 +154,13 @@ func (in *Inbox) turn(s *stage) error {
 	if s.claimed.Or(sealedBit)&sealedBit == 0 {
 		in.opts.Wake() // it leaves without waiting for anything
 	}
-	if !in.openNext() {
-		return ErrFull
+	switch {
+	case in.openNext():
+		return nil
+	case len(in.spare) > 0:
+		return errStarved
 	}
-	return nil
+	return ErrFull
 }
 
 // openNext opens a stage, if there is one and memory for it, where none is open;

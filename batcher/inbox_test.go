@@ -558,8 +558,8 @@ func TestInboxIsFair(t *testing.T) {
 	l.close(t)
 }
 
-// Without memory for a batch producers are told ErrFull, and go on when there is
-// some.
+// Without memory for a batch producers are told ErrFull, and that memory is what lacks,
+// and go on when there is some.
 func TestInboxWithoutMemory(t *testing.T) {
 	pool := newPool(t, 1<<20)
 	l := startTestLoop(t, Options{Pool: pool}, InboxOptions{}, 1)
@@ -577,7 +577,7 @@ func TestInboxWithoutMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	rec := &serialize.Record{Value: []byte("0123456789")}
-	if err := p.Append(rec, 0); !errors.Is(err, ErrFull) {
+	if err := p.Append(rec, 0); !errors.Is(err, ErrFull) || !errors.Is(err, hugepages.ErrExhausted) {
 		t.Fatalf("got %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)

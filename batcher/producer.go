@@ -29,7 +29,8 @@ const producerQuantum = 64
 // Append puts a copy of r into the batch that is being filled; the producer's
 // Completer tells with token what became of it, in the order of appending, on the
 // batcher's goroutine. It never blocks. On error nothing was taken: ErrFull (see
-// Wait), ErrClosed, serialize.ErrRecordTooLarge.
+// Wait; hugepages.ErrExhausted, too, where memory is what lacks), ErrClosed,
+// serialize.ErrRecordTooLarge.
 func (p *Producer) Append(r *serialize.Record, token uint64) error {
 	bytes := len(r.Key) + len(r.Value) + len(r.Headers)
 	if bytes > p.in.b.opts.MaxBatchBytes-serialize.HeaderBytes {
