@@ -208,6 +208,72 @@ func TestEachGapIsReportedBehindAnAcknowledgement(t *testing.T) {
 	}
 }
 
+// TestDenseAnswersSeldomAcknowledge: in dense ping-pong hardly an answer has an
+// acknowledgement behind it, and none comes by itself but what was asked for. Messages of
+// many packets are acknowledged as often as before.
+func TestDenseAnswersSeldomAcknowledge(t *testing.T) {
+	const rounds = 1024
+	for _, c := range []struct {
+		name  string
+		bytes int
+		every int64 // time between requests, ns
+		most  uint64
+	}{
+		{"dense", 128, 10_000, rounds / 24},
+		{"sparse", 128, 100_000, rounds/2 + 1},
+		{"several packets", 4000, 10_000, rounds/4 + 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPair(t, 1, Faults{}, 1024, options{depth: 128})
+			p.a.postRecvs(t, p.a.depth)
+			p.b.postRecvs(t, p.b.depth)
+			p.net.Advance(int64(time.Second))
+			sent, answers := 0, 0
+			take := func(n *node, got func()) {
+				n.dev.Progress(p.net.Now())
+				for _, wc := range n.poll() {
+					if wc.Status != rdma.Success {
+						t.Fatalf("completion %+v", wc)
+					}
+					if wc.Op == rdma.WCSend {
+						sent++
+						continue
+					}
+					got()
+					n.postRecv(t, int(wc.ID))
+				}
+			}
+			post := func(n *node, bytes int) {
+				wr := rdma.SendWR{Data: n.sendSlot(0)[:bytes], Signaled: true, Late: true}
+				if _, err := n.qp.PostSend([]rdma.SendWR{wr}); err != nil {
+					t.Fatal(err)
+				}
+				n.dev.Transmit(p.net.Now())
+			}
+			for range rounds {
+				post(p.a, c.bytes)
+				p.net.Advance(p.net.Now() + c.every/2)
+				take(p.b, func() { post(p.b, 128) })
+				p.net.Advance(p.net.Now() + c.every - c.every/2)
+				take(p.a, func() { answers++ })
+			}
+			if acks := p.b.dev.Stats().AcksSent; answers != rounds || acks > c.most {
+				t.Errorf("%d answers to %d requests, %d acknowledgements, want at most %d", answers, rounds, acks, c.most)
+			} else {
+				t.Logf("%d acknowledgements", acks)
+			}
+			for range 100 {
+				p.net.Advance(p.net.Now() + int64(100*time.Microsecond))
+				take(p.a, func() {})
+				take(p.b, func() {})
+			}
+			if a, b := p.a.dev.Stats(), p.b.dev.Stats(); sent != 2*rounds || a.Retransmitted+b.Retransmitted != 0 {
+				t.Errorf("%d sends completed of %d, %d and %d packets sent again", sent, 2*rounds, a.Retransmitted, b.Retransmitted)
+			}
+		})
+	}
+}
+
 // TestAnswerAcknowledgesItsRequest: who closes when the answer has come has nothing
 // under way any more. In dense traffic one acknowledgement stands for several requests.
 func TestAnswerAcknowledgesItsRequest(t *testing.T) {

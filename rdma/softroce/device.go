@@ -57,8 +57,9 @@ type Options struct {
 	// AckDelay is how long an acknowledgement that the peer asked for may wait for
 	// others to join it; default 200 µs, negative for none. It goes out earlier after 16
 	// packets and before the loop sleeps, and never before data that is ready to be
-	// sent. One goes along with data if the last one went that long ago or more; what was
-	// not asked for goes by itself 4 ms after the packet.
+	// sent. One goes along with data if the last one went that long ago or more, five times
+	// as long where small messages come dense; what was not asked for goes by itself 4 ms
+	// after the packet.
 	AckDelay time.Duration
 	// PeerTimeout is how long a queue pair with unacknowledged data waits for any
 	// progress before it fails with rdma.RetryExceeded, or rdma.RNRRetryExceeded if

@@ -132,11 +132,12 @@ type queuePair struct {
 	writeMR        *region
 	lastMR         *region // of the last remote key
 	resp           response
-	unanswered     int32 // packets received since the last response
-	askedBack      bool  // the peer asked for the acknowledgement that is pending
-	answeredAt     int64 // when the last response was sent
-	ackAt          int64 // when it goes by itself
-	told           bool  // EventCommEstablished was raised
+	unanswered     int32  // packets received since the last response
+	askedBack      bool   // the peer asked for the acknowledgement that is pending
+	answeredAt     int64  // when the last response was sent
+	answeredMSN    uint32 // and the MSN in it
+	ackAt          int64  // when it goes by itself
+	told           bool   // EventCommEstablished was raised
 	done           []executed
 	doneCount      uint32 // READs and atomics executed; done holds the last ones
 	answers        answerQueue

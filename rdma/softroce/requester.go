@@ -73,7 +73,14 @@ func (q *queuePair) transmit(now int64, limit int) (sent int, more bool) {
 
 // ackJoins tells whether joinData has something to send.
 func (q *queuePair) ackJoins(now int64) bool {
-	return q.resp == respAck && q.answers.empty() && (q.unanswered >= ackEvery || now >= q.answeredAt+q.dev.ackDelay)
+	if q.resp != respAck || !q.answers.empty() {
+		return false
+	}
+	n, since := q.unanswered, now-q.answeredAt
+	if n >= joinDense && !q.hasLane && roce.PSNDiff(q.msn, q.answeredMSN) == n { // messages of one packet each
+		return n >= joinEvery || since >= joinDelays*q.dev.ackDelay
+	}
+	return n >= ackEvery || since >= q.dev.ackDelay
 }
 
 // joinData sends the acknowledgement that is pending behind data that was just

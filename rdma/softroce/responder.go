@@ -12,6 +12,14 @@ const (
 	// go along with data, waits for at most.
 	ackEvery = 16
 
+	// One that goes along with data is a packet more behind an answer that somebody waits
+	// for. Where joinDense messages of a packet each, or more, come within
+	// Options.AckDelay, it waits for joinEvery of them, at most joinDelays times as long;
+	// not where the peer may have a lane, for which nothing may be unacknowledged.
+	joinDense  = 8
+	joinEvery  = 64
+	joinDelays = 5
+
 	// lateAck is how long an acknowledgement that was not asked for waits for data to
 	// go along with: at 500 messages a second and more it costs no wake-up of its own.
 	lateAck = int64(4 * time.Millisecond)
@@ -149,7 +157,7 @@ func (q *queuePair) sendResponse(f *Frame, r response) {
 			s.ErrNAKsSent++
 		}
 	}
-	q.unanswered, q.answeredAt = 0, q.dev.now
+	q.unanswered, q.answeredAt, q.answeredMSN = 0, q.dev.now, q.msn
 	b := f.Data
 	(*roce.BTH)(b).Put(roce.Acknowledge, 0, q.peerQPN, false, psn)
 	(*roce.AETH)(b[roce.BTHLen:]).Put(syn, q.msn)

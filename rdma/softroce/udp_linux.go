@@ -338,12 +338,12 @@ func (l *UDPLink) Rx(frames []Frame) int {
 	if l.wake.spinning() {
 		l.unwatch()
 	}
-	if s := l.another(); s != nil && l.sock.take(s) {
+	if s := l.another(); s != nil && l.look(s) {
 		l.hot = s
 		return l.sock.hand(frames)
 	}
 	for range hotLooks {
-		if l.sock.take(l.hot) {
+		if l.look(l.hot) {
 			return l.sock.hand(frames)
 		}
 		if l.wake.on {
@@ -353,17 +353,31 @@ func (l *UDPLink) Rx(frames []Frame) int {
 	return 0
 }
 
+// look takes what a socket has. A loop that sleeps between its messages finds several
+// at once then, whose answers leave together, and none behind them: it need not look
+// there before it is about to sleep again.
+func (l *UDPLink) look(s *udpSocket) bool {
+	if l.wake.on && s.emptied {
+		s.emptied = false
+		return false
+	}
+	return l.sock.take(s, l.wake.on)
+}
+
 // RxFree implements Link.
 func (l *UDPLink) RxFree([]Frame) {}
 
 // FD implements Link.
 func (l *UDPLink) FD() int { return l.wake.ep }
 
-// Arm implements Armer. Whichever socket ends the sleep, the next looks find it.
+// Arm implements Armer. Whichever socket ends the sleep, the next looks find it; that
+// of none of the peers now and then.
 func (l *UDPLink) Arm() (idle bool) {
 	l.wake.looks = 0
-	for _, s := range l.sockets {
-		s.misses = min(s.misses, coldMisses-1)
+	for i, s := range l.sockets {
+		if i > 0 || len(l.peers) >= len(l.sockets) {
+			s.misses = min(s.misses, coldMisses-1)
+		}
 	}
 	if l.wake.on {
 		return true

@@ -225,7 +225,7 @@ func (l *UDPLink) disconnect(p *udpPeer) {
 		return
 	}
 	s.idle = true
-	for l.sock.take(s) {
+	for l.sock.take(s, true) {
 	}
 	s.reset(s.fd)
 	l.spare = append(l.spare, s)
