@@ -27,6 +27,7 @@ type conn struct {
 	remote   string
 	unsummed bool         // no ICRC
 	lane     LaneQP       // nil but where that is
+	loneAt   uint64       // EventLoop.polls when it was used last
 	boot     *liveness    // nil until open
 	verified chan<- error // waits for the first acknowledgement; see probe
 
@@ -171,7 +172,7 @@ func (c *conn) open(h netpoll.Handler, boot *liveness) (*netpoll.Conn, error) {
 	a := &c.dev.attr
 	note := ""
 	if c.unsummed {
-		note = "no ICRC: the way is shared memory"
+		note = "no ICRC, and no acknowledgement of lone messages: the way is shared memory"
 	}
 	c.ep = netpoll.NewEndpoint(c.el.loop, h, c, netpoll.Transport{
 		Scheme: c.el.opts.Scheme, Device: a.Name, Label: a.Label, Reason: "asked for", Note: note,

@@ -31,10 +31,10 @@ type Taker interface {
 // before: rings have 2^14 slots at most, and a poll takes 64 packets.
 const arrivedPolls = 1<<14/64 + 1
 
-// sendNow sends data, which may be none, past the work queue if it can. flags are of
-// the immediate.
+// sendNow sends data, which may be none, past the work queue if it can: once a poll, for
+// messages that follow each other cost less together. flags are of the immediate.
 func (c *conn) sendNow(data []byte, flags uint32) bool {
-	if c.lane == nil || len(data) > c.segmentBytes || !c.lane.LaneFree() {
+	if c.lane == nil || c.loneAt == c.el.polls || len(data) > c.segmentBytes || !c.lane.LaneFree() {
 		return false
 	}
 	if c.postedWRs != c.doneWRs {
@@ -51,6 +51,7 @@ func (c *conn) sendNow(data []byte, flags uint32) bool {
 	c.postedWRs++
 	c.doneWRs++
 	c.el.lone++
+	c.loneAt = c.el.polls
 	return true
 }
 
