@@ -271,7 +271,7 @@ func (p *producer) due(seq uint64) time.Time {
 // shortestSleep is how long a producer sleeps at least: at a rate at which messages
 // fall due faster, a sleep between any two would cost more than they do. Those that
 // fell due meanwhile are then sent at once, and what they waited counts.
-const shortestSleep = 50 * time.Microsecond
+const shortestSleep = 200 * time.Microsecond
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
