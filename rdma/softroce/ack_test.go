@@ -147,6 +147,7 @@ func TestLateSendNeverAcknowledgedUnasked(t *testing.T) {
 			}
 		}
 	}
+	const rtoLate = rtoLates * lateAck
 	if took := send(1); took < rtoLate || took > rtoLate+int64(time.Millisecond) {
 		t.Errorf("asked after %v, want %v", time.Duration(took), time.Duration(rtoLate))
 	}
@@ -312,5 +313,51 @@ func TestAnswerAcknowledgesItsRequest(t *testing.T) {
 	p.net.Advance(p.net.Now() + int64(200*time.Microsecond))
 	if ops := ask(); len(ops) != 3 {
 		t.Errorf("completions of kinds %v with the third answer, want its receive and two sends", ops)
+	}
+}
+
+// What nobody asked for is acknowledged late, and later where nothing can get lost, but
+// before the sender's timer asks.
+func TestUnaskedAcknowledgementIsLate(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		unsummed bool
+		want     int64
+	}{{"network", false, lateAck}, {"memory", true, memoryLateAck}} {
+		t.Run(tc.name, func(t *testing.T) {
+			net := NewMemoryNet(1, Faults{})
+			la, lb := net.Pair()
+			o := options{slot: 4096, unsummed: tc.unsummed}
+			p := &pair{net: net, a: newNode(t, la, o), b: newNode(t, lb, o)}
+			net.Advance(1)
+			if err := p.a.qp.Connect(p.b.remote(4096)); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.b.qp.Connect(p.a.remote(4096)); err != nil {
+				t.Fatal(err)
+			}
+			p.b.postRecv(t, 0)
+			start := net.Now()
+			if _, err := p.a.qp.PostSend([]rdma.SendWR{{Data: p.a.sendSlot(0)[:100], Signaled: true, Late: true}}); err != nil {
+				t.Fatal(err)
+			}
+			for done := false; !done; net.Advance(net.Now() + int64(100*time.Microsecond)) {
+				p.a.dev.Progress(net.Now())
+				p.b.dev.Progress(net.Now())
+				for _, wc := range p.a.poll() {
+					done = done || wc.Status == rdma.Success
+				}
+				if net.Now()-start > int64(time.Second) {
+					t.Fatalf("not acknowledged: %+v", p.b.dev.Stats())
+				}
+			}
+			took := net.Now() - start
+			if slack := int64(time.Millisecond); took < tc.want-slack || took > tc.want+slack {
+				t.Errorf("acknowledged after %v, want %v", time.Duration(took), time.Duration(tc.want))
+			}
+			if s := p.a.dev.Stats(); s.Timeouts != 0 {
+				t.Errorf("the sender asked %d times", s.Timeouts)
+			}
+		})
 	}
 }

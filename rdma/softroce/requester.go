@@ -13,12 +13,12 @@ const (
 	minWindow = ackEvery
 
 	// The retransmission timer: the smoothed round trip plus four deviations (RFC
-	// 6298), at least rtoMin, or rtoLate while no acknowledgement was asked for: well
-	// above what the peer may let it wait. Each expiry doubles it up to rtoBackoff. The
+	// 6298), at least rtoMin, or rtoLates times what the peer may let an acknowledgement
+	// wait while none was asked for. Each expiry doubles it up to rtoBackoff. The
 	// floor is above what a busy machine keeps a polling process off its CPU.
 	rtoFirst   = int64(4 * time.Millisecond)
 	rtoMin     = int64(2 * time.Millisecond)
-	rtoLate    = 3 * lateAck
+	rtoLates   = 3
 	rtoBackoff = int64(64 * time.Millisecond)
 
 	minAttempts = 4 // before a peer counts as dead
@@ -249,7 +249,7 @@ func (q *queuePair) rto() int64 {
 		t = max(q.srtt+4*q.rttvar, rtoMin)
 	}
 	if roce.PSNDiff(q.asked, q.una) <= 0 {
-		t = max(t, rtoLate)
+		t = max(t, rtoLates*q.lateAck())
 	}
 	return max(t, min(t<<q.backoff, rtoBackoff))
 }
