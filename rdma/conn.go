@@ -27,7 +27,7 @@ type conn struct {
 	remote   string
 	unsummed bool         // no ICRC
 	lane     LaneQP       // nil but where that is
-	loneAt   uint64       // EventLoop.polls when it was used last
+	heard    bool         // a message was delivered since it took one
 	boot     *liveness    // nil until open
 	verified chan<- error // waits for the first acknowledgement; see probe
 

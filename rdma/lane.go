@@ -31,10 +31,10 @@ type Taker interface {
 // before: rings have 2^14 slots at most, and a poll takes 64 packets.
 const arrivedPolls = 1<<14/64 + 1
 
-// sendNow sends data, which may be none, past the work queue if it can: once a poll, for
-// messages that follow each other cost less together. flags are of the immediate.
+// sendNow sends data, which may be none, past the work queue if it can. flags are of the
+// immediate.
 func (c *conn) sendNow(data []byte, flags uint32) bool {
-	if c.lane == nil || c.loneAt == c.el.polls || len(data) > c.segmentBytes || !c.lane.LaneFree() {
+	if c.lane == nil || len(data) > c.segmentBytes || !c.lane.LaneFree() {
 		return false
 	}
 	if c.postedWRs != c.doneWRs {
@@ -51,19 +51,19 @@ func (c *conn) sendNow(data []byte, flags uint32) bool {
 	c.postedWRs++
 	c.doneWRs++
 	c.el.lone++
-	c.loneAt = c.el.polls
 	return true
 }
 
-// sendAlone is sendNow for the only message that is queued. The connection is told here
-// that it is done with, unless it might close because of that.
+// sendAlone is sendNow for the only message that is queued: one for each time that messages
+// came, as requests and answers go, for those that follow each other cost less together.
+// The connection is told here that it is done with, unless it might close because of that.
 func (c *conn) sendAlone() bool {
 	m := c.sendq.at(c.unposted)
-	if c.credits == 0 || m.posted > 0 || !c.ep.Roomy() || !c.sendNow(m.buf.Bytes(), 0) {
+	if !c.heard || c.credits == 0 || m.posted > 0 || !c.ep.Roomy() || !c.sendNow(m.buf.Bytes(), 0) {
 		return false
 	}
 	c.credits--
-	c.yield = false
+	c.heard, c.yield = false, false
 	done := c.sendq.pop()
 	c.ep.Sent(1, done.size)
 	done.release()

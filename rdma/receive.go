@@ -147,7 +147,7 @@ func (c *conn) deliver() int {
 	if n == 0 || !c.reading || c.ep == nil {
 		return 0
 	}
-	c.delivering = true
+	c.delivering, c.heard = true, true
 	c.ep.Lend(c.messages)
 	c.delivering = false
 	for i, b := range c.leases {
