@@ -308,7 +308,8 @@ func (l *Link) Rx(frames []softroce.Frame) int {
 	for i := range n {
 		f := &l.rx[i]
 		if payload := l.usual.payload(f.Data[:f.Len]); payload != nil {
-			frames[k] = softroce.Frame{Data: payload, Len: len(payload), Src: l.usual.src}
+			out := &frames[k] // what else is in it is for sending
+			out.Data, out.Len, out.Src, out.Pseudo = payload, len(payload), l.usual.src, nil
 			k++
 		} else if why := l.accept(f.Data[:f.Len], &frames[k]); why == accepted {
 			k++
