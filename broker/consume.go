@@ -153,7 +153,8 @@ func (c *Client) visit(decoder **serialize.Decoder, entries []byte, offset uint6
 		case err != nil:
 			return fmt.Errorf("broker: the batch at offset %d is damaged: %w", e.Base, err)
 		}
-		for cursor := batch.Cursor(); cursor.Next(); {
+		cursor := batch.Cursor()
+		for cursor.Next() {
 			at := e.Base + uint64(cursor.Index())
 			if at < offset {
 				continue

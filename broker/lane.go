@@ -262,7 +262,8 @@ const passShare = 4
 // appendRecords appends what was reserved.
 func (la *lane) appendRecords(batch *serialize.Batch, reply batchReply) {
 	done := batcher.Completion{To: reply}
-	for cursor := batch.Cursor(); cursor.Next(); {
+	cursor := batch.Cursor()
+	for cursor.Next() {
 		r := cursor.Record()
 		if err := la.batcher.Append(&r, done); err != nil {
 			// Reserve promised that this cannot be. What was appended will be answered.
