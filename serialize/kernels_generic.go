@@ -18,17 +18,7 @@ func packLengthsGeneric(dst []byte, values []uint32, base uint32, width int) {
 func packColumn[T uint8 | uint32 | int64](dst []byte, values []T, base T, width int) {
 	switch width {
 	case 1, 2, 4:
-		// The first number lies in a byte's lowest bits.
-		perByte := 8 / width
-		for i := range dst {
-			group := values[i*perByte:]
-			group = group[:min(perByte, len(group))]
-			var x byte
-			for k, v := range group {
-				x |= byte(v-base) << (k * width)
-			}
-			dst[i] = x
-		}
+		packSmall(dst, values, base, width)
 	case 8:
 		dst = dst[:len(values)]
 		for i, v := range values {
@@ -46,6 +36,36 @@ func packColumn[T uint8 | uint32 | int64](dst []byte, values []T, base T, width 
 		for i, v := range values {
 			binary.LittleEndian.PutUint64(dst[8*i:], uint64(v-base))
 		}
+	}
+}
+
+// packSmall is packColumn of width 1, 2 or 4. The first number lies in a byte's
+// lowest bits. Whole bytes are written out, for a shift by a variable and a loop per
+// byte take several times as long.
+func packSmall[T uint8 | uint32 | int64](dst []byte, values []T, base T, width int) {
+	switch width {
+	case 1:
+		for ; len(values) >= 8; dst, values = dst[1:], values[8:] {
+			v := values[:8]
+			dst[0] = byte(v[0]-base) | byte(v[1]-base)<<1 | byte(v[2]-base)<<2 | byte(v[3]-base)<<3 |
+				byte(v[4]-base)<<4 | byte(v[5]-base)<<5 | byte(v[6]-base)<<6 | byte(v[7]-base)<<7
+		}
+	case 2:
+		for ; len(values) >= 4; dst, values = dst[1:], values[4:] {
+			v := values[:4]
+			dst[0] = byte(v[0]-base) | byte(v[1]-base)<<2 | byte(v[2]-base)<<4 | byte(v[3]-base)<<6
+		}
+	case 4:
+		for ; len(values) >= 2; dst, values = dst[1:], values[2:] {
+			dst[0] = byte(values[0]-base) | byte(values[1]-base)<<4
+		}
+	}
+	if len(values) > 0 {
+		var x byte
+		for k, v := range values {
+			x |= byte(v-base) << (k * width)
+		}
+		dst[0] = x
 	}
 }
 

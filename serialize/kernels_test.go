@@ -106,3 +106,30 @@ func TestCRCOfPieces(t *testing.T) {
 		}
 	}
 }
+
+// Every number of a packed column is read back, whatever its width and however many
+// share the last byte.
+func TestPackColumn(t *testing.T) {
+	rng := rand.New(rand.NewPCG(31, 32))
+	for _, width := range []int{1, 2, 4, 8, 16, 32} {
+		for n := 1; n <= 70; n++ {
+			values := make([]uint32, n)
+			for i := range values {
+				values[i] = 7 + rng.Uint32()>>(32-width)%(1<<31)
+			}
+			col := make([]byte, columnBytes(n, width))
+			for i := range col {
+				col[i] = 0xa5
+			}
+			packColumn(col, values, 7, width)
+			for i, v := range values {
+				if got := number(col, i, width); got != v-7 {
+					t.Fatalf("number %d of %d, %d bits: %d, want %d", i, n, width, got, v-7)
+				}
+			}
+			if width < 8 && n*width%8 > 0 && col[len(col)-1]>>(n*width%8) != 0 {
+				t.Fatalf("%d numbers of %d bits: bits behind the last are set", n, width)
+			}
+		}
+	}
+}
