@@ -259,6 +259,9 @@ func (e *Endpoint) Roomy() bool {
 	return c.state == connOpen && 4*c.queuedMsgs < o.MaxQueuedMessages && 4*c.queuedBytes < o.MaxQueuedBytes
 }
 
+// Draining tells that the connection closes once what is queued is sent.
+func (e *Endpoint) Draining() bool { return e.conn.state == connDraining }
+
 // Sent reports that the transport finished with messages messages of together
 // bytes payload bytes, in order. It ends back-pressure and completes a drain.
 func (e *Endpoint) Sent(messages, bytes int) {

@@ -99,6 +99,8 @@ type Event struct {
 	Kind EventKind
 	QPN  uint32 // of the queue pair events
 	SRQ  SRQ    // of EventSRQLimit
+	// Status of EventQPFatal says why, where no completion does; else it is Success.
+	Status Status
 }
 
 var (

@@ -322,7 +322,9 @@ func (el *EventLoop) takeEvents(d *device) int {
 	for _, e := range el.events[:n] {
 		switch e.Kind {
 		case EventQPFatal:
-			if c := d.lookup(e.QPN); c != nil {
+			if c := d.lookup(e.QPN); c != nil && e.Status != Success {
+				c.setBroken(fmt.Errorf("%v%s", e.Status, c.likelyCause(e.Status)))
+			} else if c != nil {
 				c.setBroken(errors.New(e.Kind.String())) // a completion may tell more
 			}
 		case EventDeviceFatal:

@@ -15,6 +15,8 @@ type LaneQP interface {
 	// SendNow sends data as one SEND, with the immediate imm unless that is 0, and is
 	// done with it: there is no completion. false: not now, or not on this pair; post it.
 	SendNow(data []byte, imm uint32) bool
+	// Ask asks the peer to acknowledge at once what was posted Late.
+	Ask()
 	// SetTaker makes t the one that messages of one packet are offered to.
 	SetTaker(t Taker)
 }

@@ -65,7 +65,12 @@ func (c *conn) Send(b *hugepages.Buf) {
 // Flush implements netpoll.Wire. It flushes every connection of the event loop
 // that has something queued, so that the Flush of each of many costs one burst of
 // the device in all.
-func (c *conn) Flush() { c.el.flush() }
+func (c *conn) Flush() {
+	c.el.flush()
+	if c.lane != nil && c.ep.Draining() { // somebody waits now for what was posted Late
+		c.lane.Ask()
+	}
+}
 
 func (c *conn) setDirty() {
 	if !c.dirty && !c.shut {

@@ -328,14 +328,7 @@ func TestUnaskedAcknowledgementIsLate(t *testing.T) {
 			net := NewMemoryNet(1, Faults{})
 			la, lb := net.Pair()
 			o := options{slot: 4096, unsummed: tc.unsummed}
-			p := &pair{net: net, a: newNode(t, la, o), b: newNode(t, lb, o)}
-			net.Advance(1)
-			if err := p.a.qp.Connect(p.b.remote(4096)); err != nil {
-				t.Fatal(err)
-			}
-			if err := p.b.qp.Connect(p.a.remote(4096)); err != nil {
-				t.Fatal(err)
-			}
+			p := connect(t, net, newNode(t, la, o), newNode(t, lb, o), 4096)
 			p.b.postRecv(t, 0)
 			start := net.Now()
 			if _, err := p.a.qp.PostSend([]rdma.SendWR{{Data: p.a.sendSlot(0)[:100], Signaled: true, Late: true}}); err != nil {

@@ -175,15 +175,19 @@ func newPair(t testing.TB, seed uint64, f Faults, mtu int, o options) *pair {
 	if o.random == nil {
 		o.random = rand.New(rand.NewPCG(seed, 1)).Uint32
 	}
-	p := &pair{net: net, a: newNode(t, la, o), b: newNode(t, lb, o)}
-	p.net.Advance(1)
-	if err := p.a.qp.Connect(p.b.remote(mtu)); err != nil {
+	return connect(t, net, newNode(t, la, o), newNode(t, lb, o), mtu)
+}
+
+func connect(t testing.TB, net *MemoryNet, a, b *node, mtu int) *pair {
+	t.Helper()
+	net.Advance(1)
+	if err := a.qp.Connect(b.remote(mtu)); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.b.qp.Connect(p.a.remote(mtu)); err != nil {
+	if err := b.qp.Connect(a.remote(mtu)); err != nil {
 		t.Fatal(err)
 	}
-	return p
+	return &pair{net: net, a: a, b: b}
 }
 
 // step runs both devices once. When neither had work the clock moves to the next

@@ -18,8 +18,8 @@ type Lane interface {
 	Publish()
 }
 
-// laneNanos is how long a pair sends in the lane after the peer acknowledged something:
-// then the next message asks, so that a peer that stands still is found as ever.
+// laneNanos is how long a pair sends in the lane after the peer acknowledged something,
+// and how long after a message in it the peer is asked whether it takes what is sent.
 const laneNanos = int64(time.Second)
 
 var _ rdma.LaneQP = (*queuePair)(nil)
@@ -80,7 +80,55 @@ func (q *queuePair) SendNow(data []byte, imm uint32) bool {
 	d.stats.TxPackets++
 	d.stats.TxBytes += uint64(n)
 	d.stats.LaneSent++
+	if q.timer == 0 {
+		q.watchLane(d.now)
+	}
 	return true
+}
+
+// watchLane sees to it that a peer that stands still is found: nothing that it owes an
+// acknowledgement may be under way.
+func (q *queuePair) watchLane(now int64) {
+	q.laneWatch, q.attempts = true, 0
+	q.setTimer(now + laneNanos)
+}
+
+// checkLane is called when the timer of watchLane expires. It sends the last PSN once
+// more, without data: a duplicate, which every responder acknowledges and drops.
+func (q *queuePair) checkLane(now int64) {
+	if q.attempts == 0 {
+		q.progressAt = now
+	}
+	if q.givenUp(now) {
+		q.dev.event(rdma.Event{Kind: rdma.EventQPFatal, QPN: q.num, Status: q.sendStatus})
+		return
+	}
+	q.probed = roce.PSNAdd(q.una, roce.PSNMask)
+	if f := q.dev.frame(); f != nil {
+		(*roce.BTH)(f.Data).Put(roce.SendOnly, 0, q.peerQPN, true, q.probed)
+		q.seal(f, roce.BTHLen)
+	}
+	q.setTimer(now + q.rto())
+}
+
+// staleAnswer takes an acknowledgement of what counts as acknowledged already.
+func (q *queuePair) staleAnswer(syn roce.Syndrome, psn uint32, now int64) {
+	switch {
+	case !q.hasLane:
+	case !syn.IsACK(): // what was sent in the lane cannot come again
+		st := rdma.RetryExceeded
+		if syn.IsRNR() {
+			st = rdma.RNRRetryExceeded
+		}
+		q.fail(st, rdma.FlushError)
+		q.dev.event(rdma.Event{Kind: rdma.EventQPFatal, QPN: q.num, Status: st})
+	case !q.laneWatch || q.attempts == 0 || roce.PSNDiff(psn, q.probed) < 0:
+	case roce.PSNAdd(psn, 1) == q.una:
+		q.attempts = 0
+		q.stopTimer()
+	default: // it lives; but there was more
+		q.watchLane(now)
+	}
 }
 
 // ackNow sends the acknowledgement that is pending.
@@ -95,6 +143,17 @@ func (q *queuePair) ackNow() bool {
 	q.dev.stats.TxPackets++
 	q.dev.stats.TxBytes += uint64(f.Len)
 	return true
+}
+
+// Ask implements rdma.LaneQP.
+func (q *queuePair) Ask() {
+	switch {
+	case q.state != rdma.QPReadyToSend || q.waitRNR || q.blocked:
+	case q.cur != q.tail:
+		q.sq[int(q.tail-1)&(len(q.sq)-1)].late = false
+	case q.unasked() > 0:
+		q.probe(q.dev.now)
+	}
 }
 
 // SetTaker implements rdma.LaneQP.
@@ -112,7 +171,7 @@ func (q *queuePair) openLane() {
 
 // closeLane is for a pair that fails or closes.
 func (q *queuePair) closeLane() {
-	q.hasLane, q.laneUntil = false, 0
+	q.hasLane, q.laneUntil, q.taker = false, 0, nil
 	q.laneRx, q.laneRxImm = 0, 0
 }
 

@@ -50,14 +50,7 @@ func newLanePair(t testing.TB, o options) (p *pair, links [2]*laneLink, at *take
 	net := NewMemoryNet(1, Faults{})
 	la, lb := net.Pair()
 	links = [2]*laneLink{{Link: la}, {Link: lb}}
-	p = &pair{net: net, a: newNode(t, links[0], o), b: newNode(t, links[1], o)}
-	net.Advance(1)
-	if err := p.a.qp.Connect(p.b.remote(1024)); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.b.qp.Connect(p.a.remote(1024)); err != nil {
-		t.Fatal(err)
-	}
+	p = connect(t, net, newNode(t, links[0], o), newNode(t, links[1], o), 1024)
 	at = &taker{}
 	p.b.qp.(rdma.LaneQP).SetTaker(at)
 	return p, links, at
@@ -152,7 +145,8 @@ func TestLaneFree(t *testing.T) {
 		if !a.SendNow([]byte(data), 0) {
 			t.Fatal("no message in the lane")
 		}
-		p.settle(t, time.Second)
+		p.net.Advance(p.net.Now() + 1000)
+		p.b.dev.Progress(p.net.Now())
 		if len(at.got) != 1 || at.got[0].data != data {
 			t.Fatalf("got %v", at.got)
 		}
@@ -235,6 +229,109 @@ func TestLaneRefused(t *testing.T) {
 	p.settle(t, time.Second)
 	if st := p.a.qp.State(); st != rdma.QPError {
 		t.Errorf("state %d", st)
+	}
+	p.a.fatal(t, rdma.RNRRetryExceeded)
+}
+
+// fatal expects the event that tells why the pair failed, for no completion does.
+func (n *node) fatal(t *testing.T, want rdma.Status) {
+	t.Helper()
+	var events [4]rdma.Event
+	for _, e := range events[:n.dev.PollEvents(events[:])] {
+		if e.Kind == rdma.EventQPFatal && e.QPN == n.qp.Num() && e.Status == want {
+			return
+		}
+	}
+	t.Errorf("no event of a queue pair that failed with %v among %+v", want, events)
+}
+
+// A peer that stands still is found, though it owes no acknowledgement of what is sent
+// in the lane; one that works and has nothing to say is not taken for it.
+func TestLaneStandsStill(t *testing.T) {
+	p, _, at := newLanePair(t, options{unsummed: true})
+	a := p.a.qp.(*queuePair)
+	p.b.postRecvs(t, 8)
+	send := func() {
+		t.Helper()
+		if !a.SendNow([]byte("one way"), 0) {
+			t.Fatal("no message in the lane")
+		}
+	}
+	run := func(d time.Duration, nodes ...*node) {
+		for end := p.net.Now() + int64(d); p.net.Now() < end; p.net.Advance(p.net.Now() + int64(10*time.Millisecond)) {
+			for _, n := range nodes {
+				n.dev.Progress(p.net.Now())
+			}
+		}
+	}
+	for range 3 {
+		p.ask(t)
+		send()
+		run(10*time.Millisecond, p.a, p.b)
+		send()
+		run(5*time.Second, p.a, p.b)
+		if a.state != rdma.QPReadyToSend || a.timer != 0 {
+			t.Fatalf("state %d, timer %d: a peer that only listens", a.state, a.timer)
+		}
+	}
+	if len(at.got) != 9 {
+		t.Fatalf("%d messages, want 9", len(at.got))
+	}
+	p.ask(t)
+	send()
+	run(3*time.Second, p.a)
+	if a.state != rdma.QPReadyToSend {
+		t.Fatal("given up too early")
+	}
+	run(2*time.Second, p.a)
+	if a.state != rdma.QPError {
+		t.Fatal("a peer that stands still")
+	}
+	p.a.fatal(t, rdma.RetryExceeded)
+}
+
+// The usual way takes the timer over from the lane.
+func TestLaneThenLoss(t *testing.T) {
+	p, _, _ := newLanePair(t, options{unsummed: true})
+	a := p.a.qp.(*queuePair)
+	p.b.postRecvs(t, 8)
+	p.ask(t)
+	if !a.SendNow([]byte("first"), 0) || !a.laneWatch {
+		t.Fatal("no message in the lane")
+	}
+	p.a.send(t, 0, []byte("second"))
+	p.a.dev.Progress(p.net.Now())
+	if a.laneWatch || a.timer > p.net.Now()+rtoFirst {
+		t.Errorf("the timer expires %v from now", time.Duration(a.timer-p.net.Now()))
+	}
+	p.settle(t, time.Second)
+	if wcs := p.a.poll(); len(wcs) != 1 || a.timer != 0 {
+		t.Errorf("completions %+v, timer %d", wcs, a.timer)
+	}
+}
+
+// Who closes need not wait for what was posted Late.
+func TestLaneAsk(t *testing.T) {
+	for _, sent := range []bool{false, true} {
+		p, _, _ := newLanePair(t, options{unsummed: true})
+		a := p.a.qp.(*queuePair)
+		p.b.postRecvs(t, 8)
+		p.ask(t)
+		a.Ask() // of nothing
+		if _, err := a.PostSend([]rdma.SendWR{{Data: p.a.sendSlot(0)[:100], Signaled: true, Late: true}}); err != nil {
+			t.Fatal(err)
+		}
+		if sent {
+			p.a.dev.Progress(p.net.Now())
+		}
+		a.Ask()
+		start := p.net.Now()
+		for len(p.a.poll()) == 0 {
+			p.step()
+			if p.net.Now()-start > int64(2*time.Millisecond) {
+				t.Fatalf("sent %v: not acknowledged at once", sent)
+			}
+		}
 	}
 }
 

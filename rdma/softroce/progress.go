@@ -238,12 +238,13 @@ func (d *Device) receive(now int64) int {
 }
 
 // receiveAll empties the link before timers fire: after this process was kept off
-// its CPU, what a timer misses may have arrived. Bounded, for a flood never ends.
+// its CPU, what a timer misses may have arrived. Bounded, for a flood never ends; twice
+// at least, for a link may pass over one look.
 func (d *Device) receiveAll(now int64) (n int) {
-	for range 16 {
+	for i := range 16 {
 		k := d.receive(now)
 		n += k
-		if k < burst {
+		if k < burst && i > 0 {
 			break
 		}
 	}

@@ -68,6 +68,8 @@ type queuePair struct {
 	// The first bytes of lane packets to the peer and from it; until when to send some.
 	laneTx, laneTxImm, laneRx, laneRxImm uint64
 	laneUntil                            int64
+	laneWatch                            bool   // the timer is watchLane's
+	probed                               uint32 // the PSN that checkLane sent last
 	rxPort                               uint16 // the peer's source port, which rxCRC covers
 	txCRC                                roce.ICRC
 	rxCRC                                roce.ICRC
@@ -466,7 +468,6 @@ func (q *queuePair) Close() error {
 	q.state = rdma.QPError
 	q.stopTimer()
 	q.closeLane()
-	q.taker = nil
 	q.blocked = false
 	q.resp = respNone // dev.due and dev.later drop it at their next turn, as dev.active does
 	q.answers, q.done, q.remotes = answerQueue{}, nil, nil

@@ -217,7 +217,8 @@ func (q *queuePair) sentPSNs(n uint32, asks bool, now int64) {
 			q.setTimer(min(q.timer, now+q.rto()))
 		}
 	}
-	if q.timer == 0 {
+	if q.timer == 0 || q.laneWatch {
+		q.laneWatch, q.attempts = false, 0
 		q.startTimer(now)
 	}
 }
@@ -237,6 +238,7 @@ func (q *queuePair) setTimer(at int64) {
 }
 
 func (q *queuePair) stopTimer() {
+	q.laneWatch = false
 	if q.timer != 0 {
 		q.timer = 0
 		q.dev.armed--
@@ -260,9 +262,7 @@ func (q *queuePair) acknowledge(a *roce.AETH, psn uint32, now int64) {
 	syn := a.Syndrome()
 	if roce.PSNDiff(psn, q.una) < 0 {
 		s.StaleAcks++
-		if q.hasLane && !syn.IsACK() { // what was sent in the lane cannot come again
-			q.fail(rdma.RetryExceeded, rdma.FlushError)
-		}
+		q.staleAnswer(syn, psn, now)
 		return
 	}
 	if roce.PSNDiff(psn, q.high) >= 0 {
@@ -401,6 +401,10 @@ func (q *queuePair) seek(psn uint32) {
 
 // expired is called when the timer's time has come.
 func (q *queuePair) expired(now int64) {
+	if q.laneWatch {
+		q.checkLane(now)
+		return
+	}
 	if q.waitRNR {
 		q.waitRNR = false
 		q.setTimer(now + q.rto())
