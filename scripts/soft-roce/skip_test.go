@@ -61,7 +61,7 @@ func TestWhyThereIsNoDevice(t *testing.T) {
 			[]string{"apt-get is missing", "fix: "}},
 		{"no mirror", append([]string{"flock"}, base...),
 			map[string]string{"qemu-system-x86_64": nothing, "apt-get": "echo 'E: cannot connect' >&2; exit 100", "apt-cache": nothing, "dpkg-deb": nothing},
-			[]string{"E: cannot connect", "the kernel could not be downloaded", "fix: DEBIAN_MIRROR="}},
+			[]string{"E: cannot connect", "the packages could not be downloaded", "fix: DEBIAN_MIRROR="}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			if tc.name == "no mirror" {
