@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +79,41 @@ func (n *netns) in(t testing.TB, i int, fn func()) {
 	}
 }
 
+// refusals is how many packets the kernels of both namespaces have refused with "port
+// unreachable", as they do where no socket has the port.
+func (n *netns) refusals(t testing.TB) (count int) {
+	t.Helper()
+	for i := range n.name {
+		n.in(t, i, func() {
+			for _, name := range []string{"snmp", "snmp6"} {
+				b, err := os.ReadFile("/proc/thread-self/net/" + name)
+				if err != nil {
+					t.Error(err)
+				}
+				var head []string
+				for line := range strings.Lines(string(b)) {
+					f := strings.Fields(line)
+					switch {
+					case len(f) == 2 && f[0] == "Icmp6OutDestUnreachs":
+						head = []string{"", "OutDestUnreachs"}
+					case f[0] != "Icmp:":
+						continue
+					}
+					if at := slices.Index(head, "OutDestUnreachs"); at > 0 {
+						k, err := strconv.Atoi(f[at])
+						if err != nil {
+							t.Error(err)
+						}
+						count += k
+					}
+					head = f
+				}
+			}
+		})
+	}
+	return count
+}
+
 func vethAddr(i int, v6 bool) netip.Addr {
 	if v6 {
 		return netip.MustParseAddr([]string{"2001:db8::1", "2001:db8::2"}[i])
@@ -141,7 +178,8 @@ func linkStats(n *node) string {
 
 // Packet and UDP links, in all pairs, both IP versions and several MTUs, between
 // two network namespaces: nothing is dropped, the first packets before the MAC
-// address is known aside.
+// address is known aside; and the kernel, which sees all that comes to a packet link,
+// refuses nothing.
 func TestLinksOverVeth(t *testing.T) {
 	namespaces := map[int]*netns{} // by MTU: making them is slow
 	for _, tt := range []struct {
@@ -163,7 +201,11 @@ func TestLinksOverVeth(t *testing.T) {
 				if want := map[int]int{500: 256, 1500: 1024, 9000: 4096}[tt.mtu]; a.dev.Attr().PathMTU != want || b.dev.Attr().PathMTU != want {
 					t.Errorf("path MTUs %d and %d", a.dev.Attr().PathMTU, b.dev.Attr().PathMTU)
 				}
+				refused := ns.refusals(t)
 				exchange(t, newTraffic(1, 3000, 3*4096), a, b)
+				if n := ns.refusals(t) - refused; n != 0 {
+					t.Errorf("the kernel refused %d packets", n)
+				}
 				for _, n := range []*node{a, b} {
 					if s := n.dev.Stats(); s.Dropped() != 0 {
 						t.Errorf("packets dropped: %+v", s)
