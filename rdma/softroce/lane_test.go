@@ -365,6 +365,7 @@ func FuzzLane(f *testing.F) {
 			how, raw := data[1], data[2:2+n]
 			data = data[2+n:]
 			var got [2][]took
+			stale := plain.b.dev.Stats().StaleAcks
 			for i, in := range []*injector{lane, plain} {
 				b, q := append([]byte(nil), raw...), in.b.qp.(*queuePair)
 				if how&1 != 0 && len(b) >= roce.BTHLen {
@@ -395,6 +396,9 @@ func FuzzLane(f *testing.F) {
 				t.Fatalf("with a lane %v, without %v", got[0], got[1])
 			}
 			sl, sp := lane.b.dev.Stats(), plain.b.dev.Stats()
+			if ql.state == rdma.QPError && sl.StaleAcks > stale && sp.StaleAcks > stale {
+				return // a NAK of what may have been sent in the lane ends that pair alone
+			}
 			if ql.state != qp.state || ql.nakked != qp.nakked || ql.msn != qp.msn ||
 				roce.PSNDiff(ql.expected, lane.a.qp.StartPSN()) != roce.PSNDiff(qp.expected, plain.a.qp.StartPSN()) ||
 				sl.Messages != sp.Messages || sl.Dropped() != sp.Dropped() || sl.BadRequests != sp.BadRequests || sl.RxPackets != sp.RxPackets {
