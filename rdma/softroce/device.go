@@ -59,7 +59,7 @@ type Options struct {
 	// packets and before the loop sleeps, and never before data that is ready to be
 	// sent. One goes along with data if the last one went that long ago or more, five times
 	// as long where small messages come dense; what was not asked for goes by itself 4 ms
-	// after the packet.
+	// after the packet, or 60 ms where the way is memory of the two ends.
 	AckDelay time.Duration
 	// PeerTimeout is how long a queue pair with unacknowledged data waits for any
 	// progress before it fails with rdma.RetryExceeded, or rdma.RNRRetryExceeded if
