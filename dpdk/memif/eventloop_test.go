@@ -37,24 +37,32 @@ func TestEventLoopEcho(t *testing.T) {
 	}
 }
 
-// careful is Pairs of an end that does not know of packets without ICRC: it neither
-// offers them nor takes them up.
-type careful struct{ memif.Pairs }
+// wrapped is Pairs whose ports are what wrap makes of them.
+type wrapped struct {
+	memif.Pairs
+	wrap func(*memif.Port) dpdk.Port
+}
 
-func (p *careful) Serve(ctx context.Context) (dpdk.Port, map[string]string, error) {
+func (p *wrapped) Serve(ctx context.Context) (dpdk.Port, map[string]string, error) {
 	port, link, err := p.Pairs.Serve(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	return carefulPort{port.(*memif.Port)}, link, nil
+	return p.wrap(port.(*memif.Port)), link, nil
 }
 
-func (p *careful) Join(ctx context.Context, link map[string]string) (dpdk.Port, error) {
+func (p *wrapped) Join(ctx context.Context, link map[string]string) (dpdk.Port, error) {
 	port, err := p.Pairs.Join(ctx, link)
 	if err != nil {
 		return nil, err
 	}
-	return carefulPort{port.(*memif.Port)}, nil
+	return p.wrap(port.(*memif.Port)), nil
+}
+
+// careful is Pairs of an end that does not know of packets without ICRC: it neither
+// offers them nor takes them up.
+func careful() dpdk.Pairs {
+	return &wrapped{wrap: func(p *memif.Port) dpdk.Port { return carefulPort{p} }}
 }
 
 type carefulPort struct{ *memif.Port }
@@ -71,8 +79,8 @@ func TestICRCKept(t *testing.T) {
 		name           string
 		server, client dpdk.Pairs
 	}{
-		{"server", &careful{}, &memif.Pairs{}},
-		{"client", &memif.Pairs{}, &careful{}},
+		{"server", careful(), &memif.Pairs{}},
+		{"client", &memif.Pairs{}, careful()},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			start := func(p dpdk.Pairs) *netpoll.Loop {

@@ -181,13 +181,18 @@ func newPair(t testing.TB, seed uint64, f Faults, mtu int, o options) *pair {
 func connect(t testing.TB, net *MemoryNet, a, b *node, mtu int) *pair {
 	t.Helper()
 	net.Advance(1)
+	introduce(t, a, b, mtu)
+	return &pair{net: net, a: a, b: b}
+}
+
+func introduce(t testing.TB, a, b *node, mtu int) {
+	t.Helper()
 	if err := a.qp.Connect(b.remote(mtu)); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.qp.Connect(a.remote(mtu)); err != nil {
 		t.Fatal(err)
 	}
-	return &pair{net: net, a: a, b: b}
 }
 
 // step runs both devices once. When neither had work the clock moves to the next

@@ -144,13 +144,7 @@ func (n *netns) vethLink(t testing.TB, kind string, i int, v6 bool) (l Link) {
 func connectPair(t testing.TB, la, lb Link, o options) (a, b *node) {
 	t.Helper()
 	a, b = newNode(t, la, o), newNode(t, lb, o)
-	mtu := min(a.dev.Attr().PathMTU, b.dev.Attr().PathMTU)
-	if err := a.qp.Connect(b.remote(mtu)); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.qp.Connect(a.remote(mtu)); err != nil {
-		t.Fatal(err)
-	}
+	introduce(t, a, b, min(a.dev.Attr().PathMTU, b.dev.Attr().PathMTU))
 	return a, b
 }
 
