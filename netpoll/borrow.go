@@ -32,7 +32,8 @@ func (l *Loop) Borrow(fn func(now int64) bool) bool {
 	}
 	deadline := l.nextDeadline()
 	l.lent = true
-	done := fn(l.Clock())
+	l.usedAt = l.Clock()
+	done := fn(l.usedAt)
 	l.flushLent()
 	l.lent = false
 	l.counts.lent++

@@ -58,6 +58,9 @@ const (
 	// Each time costs about as much as a message, or, where a thread has to be woken
 	// to look for them, as much as ten.
 	yieldNanos = int64(100 * time.Microsecond)
+	// sharedNanos is how long after its last use by another goroutine a loop on a
+	// process's only P reckons with another: longer than most round trips.
+	sharedNanos = int64(100 * time.Millisecond)
 	// flushRounds is how often in one cycle a connection may be told that it can
 	// send again: enough to fill a socket's buffer.
 	flushRounds = 4
@@ -109,6 +112,7 @@ type Loop struct {
 
 	workAt  int64 // start of the last cycle in which a backend found work
 	yielded int64 // when other goroutines last had their turn
+	usedAt  int64 // when another goroutine last had something done, by Submit or Borrow
 	spareP  bool  // there are more Ps than this loop's
 	watch   spinner
 	counts  loopCounts
@@ -349,7 +353,7 @@ func (l *Loop) Run() error {
 	l.owner.Lock()
 	defer l.owner.Unlock()
 	l.now = l.ticks.read()
-	l.yielded = l.now
+	l.yielded, l.usedAt = l.now, l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
 	for !l.stopping.Load() {
 		work := l.cycle()
@@ -360,7 +364,7 @@ func (l *Loop) Run() error {
 			l.idle.worked(l.now, end)
 		}
 		l.now = end
-		if work > 0 && !l.spareP || end-l.yielded >= yieldNanos {
+		if work > 0 && !l.spareP && end-l.usedAt < sharedNanos || end-l.yielded >= yieldNanos {
 			l.yield()
 		}
 		if until := l.idle.napUntil(work); until > l.now {
@@ -377,9 +381,10 @@ func (l *Loop) Run() error {
 }
 
 // yield lets other goroutines run: the bootstrap, signal handling, metrics. On the
-// only P of a process it follows each cycle that found work, so that those who send
-// through the loop add to what it sends together; they would otherwise wait for the
-// scheduler's time slice of 10 ms, or until the loop sleeps.
+// only P of a process it follows each cycle that found work, as long as others send
+// through the loop, so that they add to what it sends together; they would otherwise
+// wait for yieldNanos, or until the loop sleeps. Where handlers alone send, it would be
+// a twentieth of a round trip, and in an emulator more.
 func (l *Loop) yield() {
 	if l.now-l.yielded >= yieldNanos {
 		l.publish()
@@ -392,6 +397,9 @@ func (l *Loop) yield() {
 // cycle is one duty cycle.
 func (l *Loop) cycle() int {
 	work := l.queue.run(pollBudget)
+	if work > 0 {
+		l.usedAt = l.now
+	}
 	work += l.timers.run(l.now)
 	for i := range l.backends {
 		b := &l.backends[i]
