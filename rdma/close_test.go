@@ -198,6 +198,26 @@ func TestPeerDeaf(t *testing.T) {
 	}
 }
 
+// Closing a connection whose peer stands still waited for three beats in vain: the
+// watch over the bootstrap connection kept its farewell from being read.
+func TestStopBesideStandingPeer(t *testing.T) {
+	t.Cleanup(rdma.SetBeatInterval(time.Hour))
+	server := startNode(t, nodeOptions{timeout: 300 * time.Millisecond, stopped: true})
+	sh := newCollector()
+	sh.open = func(c *netpoll.Conn) { _ = sendCopy(c, []byte("anybody there?")) }
+	dialRaw(t, server.listen(sh), func(qp *bootstrap.QP) { qp.QPN ^= 1 })
+	if err := sh.waitClose(t); err == nil {
+		t.Error("the peer answered")
+	}
+	stopped := make(chan struct{})
+	go func() { server.stop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the loop does not stop")
+	}
+}
+
 func TestPeerBreaksProtocol(t *testing.T) {
 	const more, credit, control, yield = 1 << 31, 1 << 30, 1 << 29, 1 << 28
 	type message struct {

@@ -21,13 +21,14 @@ var beatInterval = 5 * time.Second
 // liveness is the bootstrap connection after the exchange: nothing but beats, and its
 // end tells the end of the peer.
 type liveness struct {
-	el    *EventLoop
-	nc    net.Conn
-	timer *time.Timer
+	el      *EventLoop
+	nc      net.Conn
+	timer   *time.Timer
+	watched chan struct{} // closed when watch has ended
 }
 
 func newLiveness(el *EventLoop, nc net.Conn) *liveness {
-	l := &liveness{el: el, nc: nc}
+	l := &liveness{el: el, nc: nc, watched: make(chan struct{})}
 	l.timer = time.AfterFunc(time.Hour, l.beat)
 	l.timer.Reset(beatInterval)
 	return l
@@ -51,7 +52,13 @@ func (l *liveness) close(orderly bool, failure error) {
 	go func() {
 		defer l.el.setups.Done()
 		if failure != nil {
-			bootstrap.Refuse(l.nc, failure)
+			if bootstrap.Tell(l.nc, failure) == nil {
+				select {
+				case <-l.watched:
+					bootstrap.Linger(l.nc)
+				case <-time.After(bootstrap.LingerTime): // watch has read what there was
+				}
+			}
 		} else {
 			// A peer that is gone needs no farewell.
 			_ = bootstrap.Send(l.nc, &bootstrap.Bye{Orderly: orderly})
@@ -87,6 +94,7 @@ func (s *setup) watch() {
 	if c == nil { // on TCP
 		return
 	}
+	defer close(c.boot.watched)
 	var m bootstrap.Message
 	var err error
 	for beat := true; beat; _, beat = m.(*bootstrap.Beat) {

@@ -19,8 +19,8 @@ const StepTimeout = 5 * time.Second
 
 // A refused peer may finish its sentence: this long, and this many bytes.
 const (
-	refuseLinger = 500 * time.Millisecond
-	maxLinger    = 64 << 10
+	LingerTime = 500 * time.Millisecond
+	maxLinger  = 64 << 10
 )
 
 // Send writes m within StepTimeout.
@@ -96,12 +96,27 @@ func Unexpected(c net.Conn, m Message) error {
 // caller.
 func Refuse(c net.Conn, reason error) {
 	// The peer may be gone, or not even speak the protocol: nothing more can be done.
-	if Send(c, &Refusal{Reason: Reason(reason)}) != nil {
-		return
+	if Tell(c, reason) == nil {
+		Linger(c)
 	}
-	// Closing with unread data would send a reset, and that may overtake the
-	// refusal: let the peer finish first, for a while.
-	if t, ok := c.(*net.TCPConn); ok && t.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(refuseLinger)) == nil {
+}
+
+// Tell sends a Refusal, behind which this end says no more.
+func Tell(c net.Conn, reason error) error {
+	if err := Send(c, &Refusal{Reason: Reason(reason)}); err != nil {
+		return err
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		return t.CloseWrite()
+	}
+	return nil
+}
+
+// Linger lets the peer finish, for LingerTime at most, before c is closed: closing with
+// unread data would send a reset, and that may overtake the refusal. One goroutine reads
+// from c at a time: a second would wait for as long as the first does.
+func Linger(c net.Conn) {
+	if c.SetReadDeadline(time.Now().Add(LingerTime)) == nil {
 		_, _ = io.CopyN(io.Discard, c, maxLinger)
 	}
 }
