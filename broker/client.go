@@ -51,8 +51,8 @@ type ClientConfig struct {
 // over one connection and with a loop of its own. Its methods may be called on
 // any goroutine but the loop's.
 //
-// When the connection is lost the client dials again and again. Records without
-// an answer complete with an error: wire.OutcomeUnknown if they were sent, else
+// When the connection is lost, or requests have waited for 45 s while nothing came, the
+// client dials again and again. Records without an answer complete with an error: wire.OutcomeUnknown if they were sent, else
 // wire.BrokerUnreachable, as all records do until there is a connection again. It
 // never sends anything twice.
 type Client struct {

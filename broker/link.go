@@ -47,7 +47,9 @@ type link struct {
 	deferred []netpoll.Message
 	starved  time.Time // since when deferred waits for memory
 	backoff  time.Duration
-	timer    *netpoll.Timer // greeting or reconnecting
+	timer    *netpoll.Timer // greeting, watching or reconnecting
+	patience time.Duration  // see answerPatience
+	heard    bool           // something came since watch looked
 	single   *serialize.Builder
 
 	onUp     func()            // greeted
@@ -70,6 +72,12 @@ const (
 	greetTimeout = 5 * time.Second
 	minBackoff   = 20 * time.Millisecond
 	maxBackoff   = 2 * time.Second
+	// answerPatience is how long requests may wait while nothing at all comes from the
+	// peer; it is found out up to a third later. The slowest answer in order is that of
+	// a Fetch, which waits for at most 5 s. Clients wait longer than a proxy takes to
+	// find out that its broker is gone.
+	answerPatience       = 30 * time.Second
+	clientAnswerPatience = 45 * time.Second
 	// maxLanes bounds the topics of a link; each has a batcher, whose queue of
 	// completions takes 24 bytes × MaxQueuedRecords.
 	maxLanes = 256
@@ -115,7 +123,10 @@ type linkConfig struct {
 
 // newLink makes a link of h's loop that is not dialed yet.
 func newLink(h *host, c linkConfig) (*link, error) {
-	l := &link{loop: h.loop, pool: h.pool, url: c.url, role: c.role, maxFrame: c.maxFrame, batch: c.batch, log: c.log, lanes: map[string]*lane{}}
+	l := &link{loop: h.loop, pool: h.pool, url: c.url, role: c.role, maxFrame: c.maxFrame, batch: c.batch, log: c.log, patience: answerPatience, lanes: map[string]*lane{}}
+	if c.role == wire.RoleClient {
+		l.patience = clientAnswerPatience
+	}
 	if err := checkFrameBytes(c.maxFrame, h.pool); err != nil {
 		return nil, err
 	}
@@ -182,6 +193,7 @@ type linkHandler struct{ l *link }
 func (h linkHandler) OnOpen(c *netpoll.Conn) { h.l.opened(c) }
 
 func (h linkHandler) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
+	h.l.heard = true
 	for i := range ms {
 		if h.l.conn == c && h.l.state != linkClosed {
 			h.l.message(&ms[i])
@@ -328,8 +340,27 @@ func (l *link) greeted(frame []byte) error {
 	}
 	l.timer.Stop()
 	l.peer, l.state, l.backoff, l.why, l.attempts = h, linkUp, 0, nil, 0
+	l.watch(0)
 	l.onUp()
 	return nil
+}
+
+// watch closes the connection when requests have waited and nothing has come for
+// patience: a process that stands still, or a host that is gone. TCP would not tell of
+// the one at all, and of the other after a quarter of an hour.
+func (l *link) watch(silent time.Duration) {
+	every, owed := l.patience/3, l.calls.used > 0
+	l.heard = false
+	l.timer = l.loop.After(every, func() {
+		switch {
+		case l.heard || !owed:
+			l.watch(0)
+		case silent+every < l.patience:
+			l.watch(silent + every)
+		default:
+			l.conn.Close(fmt.Errorf("no answer for %v: the peer stands still, or its host is gone", l.patience))
+		}
+	})
 }
 
 // answered takes the answer to a request.

@@ -1,0 +1,77 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/broker/wire"
+	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/serialize"
+)
+
+// mute greets, and then says nothing: a broker that stands still as its clients see it.
+type mute struct{ netpoll.BaseHandler }
+
+func (mute) OnOpen(c *netpoll.Conn) {
+	b, err := c.Alloc(wire.HelloBytes)
+	if err != nil {
+		c.Close(err)
+		return
+	}
+	wire.AppendHello(b.Bytes()[:0], wire.Hello{Version: wire.Version, Role: wire.RoleBroker, MaxFrameBytes: 4 << 20})
+	if err := c.Send(b); err != nil {
+		b.Release()
+	}
+}
+
+// A client waited for ever for the answers of a broker that stood still, for over TCP
+// nothing told it. An idle connection stays.
+func TestBrokerStandsStill(t *testing.T) {
+	loop, err := netpoll.NewLoop(netpoll.Options{Backends: []netpoll.Backend{netpoll.NewTCP()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run() }()
+	defer func() {
+		loop.Stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	ln, err := loop.Listen("tcp://127.0.0.1:0", mute{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	c, err := Connect(ctx, ClientConfig{URL: ln.URL(), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close(ctx)
+	var first *netpoll.Conn
+	look := func() (conn *netpoll.Conn) {
+		_ = c.host.loop.Do(func() { conn = c.link.conn })
+		return conn
+	}
+	_ = c.host.loop.Do(func() {
+		first = c.link.conn
+		c.link.patience = 30 * time.Millisecond
+		c.link.timer.Stop()
+		c.link.watch(0)
+	})
+	time.Sleep(150 * time.Millisecond)
+	if look() != first {
+		t.Error("an idle connection was closed")
+	}
+	_, err = c.Produce(ctx, "t", &serialize.Record{Value: []byte("x")})
+	if !errors.Is(err, wire.OutcomeUnknown) || !strings.Contains(err.Error(), "stands still") {
+		t.Errorf("got %v", err)
+	}
+}
