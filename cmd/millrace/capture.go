@@ -36,7 +36,9 @@ device: they cannot be captured this way.`,
 				return usageError("capture needs --port NETDEV and --write FILE.pcapng")
 			}
 			n, err := capture(cmd.Context(), port, file, count)
-			fmt.Fprintf(cmd.ErrOrStderr(), "%d RoCEv2 packets written to %s\n", n, file)
+			if err == nil || n > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "%d RoCEv2 packets written to %s\n", n, file)
+			}
 			return err
 		},
 	}

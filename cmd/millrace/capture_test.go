@@ -20,6 +20,14 @@ import (
 	"github.com/millrace/millrace/rdma/roce"
 )
 
+// A capture that could not begin does not claim that it wrote a file.
+func TestCaptureOfNothing(t *testing.T) {
+	_, said, status := call(t, "", "capture", "--port", "none0", "--write", filepath.Join(t.TempDir(), "x"))
+	if status != exitFailed || !strings.Contains(said, "no network device") || strings.Contains(said, "written") {
+		t.Errorf("exit status %d, %s", status, said)
+	}
+}
+
 // What is captured on loopback decodes to what was sent; other traffic is left
 // out, and a damaged packet shows.
 func TestCaptureAndDecode(t *testing.T) {

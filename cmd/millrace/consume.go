@@ -43,11 +43,14 @@ a topic that does not exist yet is waited for.`,
 				return err
 			}
 			out := newFlusher(cmd.OutOrStdout())
-			err = consume(cmd.Context(), c, topic, start, count, out, func() {
+			n, err := consume(cmd.Context(), c, topic, start, count, out, func() {
 				logger(cmd).Info("waiting for the topic: nothing was produced to it yet", "topic", topic)
 			})
-			if errors.Is(err, context.Canceled) && !counted {
+			if errors.Is(err, context.Canceled) {
 				err = nil // interrupted, as meant
+				if counted {
+					err = fmt.Errorf("interrupted after %d of %d messages", n, count)
+				}
 			}
 			return errors.Join(err, out.close(), hangUp(c))
 		},
@@ -79,18 +82,18 @@ func parseOffset(s string) (position, error) {
 
 const topicPoll = 100 * time.Millisecond
 
-// consume writes count messages to out, or all that come if count is 0.
-func consume(ctx context.Context, c *broker.Client, topic string, start position, count uint64, out *flusher, waiting func()) error {
+// consume writes count messages to out, or all that come if count is 0. n is how many
+// it wrote.
+func consume(ctx context.Context, c *broker.Client, topic string, start position, count uint64, out *flusher, waiting func()) (n uint64, err error) {
 	earliest, latest, err := c.Offsets(ctx, topic)
 	if errors.Is(err, wire.UnknownTopic) { // then all of it comes after we did: 0 to 0
 		waiting()
 		err = waitForTopic(ctx, c, topic)
 	}
 	if err != nil {
-		return err
+		return 0, err
 	}
-	n := uint64(0)
-	return c.Consume(ctx, topic, start(earliest, latest), func(_ uint64, r *serialize.Record) error {
+	err = c.Consume(ctx, topic, start(earliest, latest), func(_ uint64, r *serialize.Record) error {
 		if err := out.line(r.Value); err != nil {
 			return fmt.Errorf("standard output: %w", err)
 		}
@@ -99,6 +102,7 @@ func consume(ctx context.Context, c *broker.Client, topic string, start position
 		}
 		return nil
 	})
+	return n, err
 }
 
 func waitForTopic(ctx context.Context, c *broker.Client, topic string) error {

@@ -60,6 +60,9 @@ func run(args []string) int {
 	if err == nil {
 		return 0
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
 	fmt.Fprintln(os.Stderr, "millrace:", err)
 	var e *exitError
 	if errors.As(err, &e) {

@@ -52,7 +52,8 @@ func produceCommand() *cobra.Command {
 		Use:   "produce --to URL --topic T [--input FILE|-]",
 		Short: "Store messages, one per line of a file",
 		Long: `Store messages, one per line of a file, without its newline. The last line counts with or without one.
-It ends when every message was acknowledged; otherwise it says which were not, with exit status 1.`,
+It ends when every message was acknowledged; otherwise it says which were not, with exit status 1. On SIGINT
+or SIGTERM it reads no more, and what it has read is still stored.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if to == "" || topic == "" {
@@ -75,15 +76,17 @@ It ends when every message was acknowledged; otherwise it says which were not, w
 			if err != nil {
 				return err
 			}
-			report, err := produce(cmd.Context(), c, topic, in)
-			err = errors.Join(err, hangUp(c))
-			if report != "" {
-				if s := c.Stats(); how != serialize.None {
-					report += fmt.Sprintf("; %d of %d batches compressed with %s, %d bytes for %d", s.Compressed, s.Batches, how, s.Bytes, s.PlainBytes)
-				}
-				fmt.Fprintln(cmd.ErrOrStderr(), report)
+			began := time.Now()
+			done := &produced{more: make(chan struct{}, 1)}
+			err = produce(cmd.Context(), c, topic, in, done)
+			took := time.Since(began)
+			err = errors.Join(err, hangUp(c)) // from here on all lines have completed
+			report := done.report(topic, took)
+			if s := c.Stats(); how != serialize.None {
+				report += fmt.Sprintf("; %d of %d batches compressed with %s, %d bytes for %d", s.Compressed, s.Batches, how, s.Bytes, s.PlainBytes)
 			}
-			return err
+			fmt.Fprintln(cmd.ErrOrStderr(), report)
+			return errors.Join(err, done.failure())
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "address of a proxy or broker: "+transportURLs())
@@ -149,59 +152,92 @@ func (p *produced) failure() error {
 	return fmt.Errorf("%d messages were not acknowledged, the first of line %d: %w", p.failed, p.firstFailed, p.err)
 }
 
-// wait returns when n lines have completed, in either way.
-func (p *produced) wait(ctx context.Context, n int) error {
+// report says what was stored, in the time that it took.
+func (p *produced) report(topic string, took time.Duration) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.acked == 0 {
+		return "nothing was stored"
+	}
+	return fmt.Sprintf("%d messages stored in %s, offsets %d to %d, in %v", p.acked, topic, p.first, p.last, took.Round(time.Millisecond))
+}
+
+// wait returns when n lines have completed, in either way, or ctx ends.
+func (p *produced) wait(ctx context.Context, n int) {
 	for {
 		p.mu.Lock()
 		have := p.acked + p.failed
 		p.mu.Unlock()
 		if have >= n {
-			return nil
+			return
 		}
 		select {
 		case <-p.more:
 		case <-ctx.Done():
-			return fmt.Errorf("interrupted: of %d messages sent %d are not answered yet", n, n-have)
+			return
 		}
 	}
 }
 
-// produce stores the lines of in. It stops reading at the first that fails.
-func produce(ctx context.Context, c *broker.Client, topic string, in io.Reader) (report string, err error) {
-	start := time.Now()
-	done := &produced{more: make(chan struct{}, 1)}
+// produce sends the lines of in, and tells done what became of them. It stops reading at
+// the first that fails, or when ctx ends.
+func produce(ctx context.Context, c *broker.Client, topic string, in io.Reader, done *produced) error {
 	p, err := c.Producer(topic, done)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer p.Close()
-	lines := &lineReader{r: bufio.NewReaderSize(in, 1<<16), limit: netpoll.DefaultMaxMessageBytes}
+	lines := &lineReader{r: bufio.NewReaderSize(&interruptible{ctx: ctx, r: in}, 1<<16), limit: netpoll.DefaultMaxMessageBytes}
 	n := 0
-	var bytes int64
 	for done.failure() == nil {
-		line, rerr := lines.next()
-		if rerr != nil {
-			if !errors.Is(rerr, io.EOF) {
-				err = fmt.Errorf("line %d: %w", n+1, rerr)
-			}
-			break
+		var line []byte
+		if line, err = lines.next(); err == nil {
+			err = p.Append(ctx, &serialize.Record{Value: line, Timestamp: time.Now().UnixMilli()}, uint64(n+1))
 		}
-		r := serialize.Record{Value: line, Timestamp: time.Now().UnixMilli()}
-		if err = p.Append(ctx, &r, uint64(n+1)); err != nil {
-			err = fmt.Errorf("line %d: %w", n+1, err)
+		if err != nil {
 			break
 		}
 		n++
-		bytes += int64(len(line))
 	}
-	err = errors.Join(err, done.wait(ctx, n), done.failure())
-	done.mu.Lock()
-	defer done.mu.Unlock()
-	if done.acked == 0 {
-		return "nothing was stored", err
+	switch {
+	case errors.Is(err, io.EOF):
+		err = nil
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
+		return fmt.Errorf("interrupted: the input from line %d on was not sent", n+1)
+	case err != nil:
+		err = fmt.Errorf("line %d: %w", n+1, err)
 	}
-	return fmt.Sprintf("%d messages (%d bytes) stored in %s, offsets %d to %d, in %v", done.acked, bytes, topic, done.first, done.last,
-		time.Since(start).Round(time.Millisecond)), err
+	done.wait(ctx, n)
+	return err
+}
+
+// interruptible is r until ctx ends. What is read then is lost: a read of a terminal or
+// of a pipe cannot be ended otherwise.
+type interruptible struct {
+	ctx context.Context
+	r   io.Reader
+	buf []byte
+}
+
+func (i *interruptible) Read(p []byte) (int, error) {
+	if i.buf == nil {
+		i.buf = make([]byte, 1<<16)
+	}
+	type result struct {
+		n   int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		n, err := i.r.Read(i.buf[:min(len(i.buf), len(p))])
+		done <- result{n, err}
+	}()
+	select {
+	case got := <-done:
+		return copy(p, i.buf[:got.n]), got.err
+	case <-i.ctx.Done():
+		return 0, i.ctx.Err()
+	}
 }
 
 // lineReader cuts r into lines of at most limit bytes.

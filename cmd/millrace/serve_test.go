@@ -272,6 +272,52 @@ func TestConsumeFollows(t *testing.T) {
 	}
 }
 
+// A producer that is interrupted while it waits for input ends, and what it has read is
+// stored; a consumer that has not got its count says so.
+func TestInterrupt(t *testing.T) {
+	broker, _ := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir())
+	producer := command(t, "produce", "--to", broker, "--topic", "t")
+	in, err := producer.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	consumer := command(t, "consume", "--from", broker, "--topic", "t", "--count", "3")
+	out, err := consumer.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := map[*exec.Cmd]*bytes.Buffer{producer: {}, consumer: {}}
+	for c, b := range said {
+		c.Stderr = b
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := io.WriteString(in, "one\ntwo\n"); err != nil {
+		t.Fatal(err)
+	}
+	r := bufio.NewReader(out)
+	for _, want := range []string{"one\n", "two\n"} {
+		if got, err := r.ReadString('\n'); got != want {
+			t.Fatalf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	for c, want := range map[*exec.Cmd]string{
+		producer: "2 messages stored in t, offsets 0 to 1, in",
+		consumer: "millrace: interrupted after 2 of 3 messages",
+	} {
+		_ = c.Process.Signal(os.Interrupt)
+		_ = c.Wait()
+		if got := said[c].String(); c.ProcessState.ExitCode() != exitFailed || !strings.Contains(got, want) || !strings.Contains(got, "millrace: interrupted") {
+			t.Errorf("exit status %d, want %d and %q in\n%s", c.ProcessState.ExitCode(), exitFailed, want, got)
+		}
+	}
+	if got := said[producer].String(); !strings.Contains(got, "from line 3 on was not sent") {
+		t.Error(got)
+	}
+}
+
 // What is wrong is said in one line that names the fix, with the exit status of
 // its kind, and nothing hangs.
 func TestErrors(t *testing.T) {
@@ -298,6 +344,7 @@ func TestErrors(t *testing.T) {
 		"data in use":          {args: []string{"broker", "--listen", "tcp://127.0.0.1:0", "--data", locked}, status: 1, say: "another"},
 		"port in use":          {args: []string{"broker", "--listen", broker, "--data", t.TempDir()}, status: 1, say: "address already in use"},
 		"no URL":               {args: []string{"broker", "--listen", "localhost", "--data", t.TempDir()}, status: 2, say: "tcp://127.0.0.1:7000"},
+		"no port":              {args: []string{"produce", "--to", "tcp://127.0.0.1", "--topic", "t"}, status: 2, say: "needs a port"},
 		"unknown transport":    {args: []string{"broker", "--listen", "quic://127.0.0.1:0", "--data", t.TempDir()}, status: 2, say: "use tcp, rdma, dpdk"},
 		"bad durability":       {args: []string{"broker", "--durability", "x", "--data", t.TempDir()}, status: 2, say: "page-cache"},
 		"bad idle":             {args: []string{"proxy", "--idle", "x", "--broker", broker}, status: 2, say: "latency, balanced or efficient"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/millrace/millrace/netpoll"
@@ -149,6 +150,9 @@ func Backends(urls ...string) ([]netpoll.Backend, error) {
 		u, err := url.Parse(raw)
 		if err != nil || u.Scheme == "" || u.Host == "" {
 			return nil, fmt.Errorf("%q is not an address: one looks like tcp://127.0.0.1:7000", raw)
+		}
+		if _, err := strconv.ParseUint(u.Port(), 10, 16); err != nil {
+			return nil, fmt.Errorf("%s needs a port from 0 to 65535: an address looks like tcp://127.0.0.1:7000", raw)
 		}
 		t, err := ByScheme(u.Scheme)
 		if err != nil {

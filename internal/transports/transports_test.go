@@ -36,6 +36,8 @@ func TestBackendsRefuse(t *testing.T) {
 	}{
 		{[]string{"127.0.0.1:7000"}, "looks like tcp://"},
 		{[]string{"udp://127.0.0.1:7000"}, "use tcp, rdma, dpdk"},
+		{[]string{"rdma://localhost"}, "needs a port"},
+		{[]string{"tcp://127.0.0.1:65536"}, "needs a port"},
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, SoftRoCEUDP},
 		{[]string{"rdma://127.0.0.1:7000?device=nonesuch9"}, "softroce+packet:NETDEV"},
 		{[]string{"rdma://127.0.0.1:7000?device=softroce+packet:nonesuch9"}, `no network device "nonesuch9"`},
