@@ -2,8 +2,6 @@
 
 package eal
 
-// #cgo noescape mr_burst
-// #cgo nocallback mr_burst
 // #cgo noescape mr_count
 // #cgo nocallback mr_count
 // #include <stdlib.h>
@@ -19,6 +17,7 @@ import (
 	"unsafe"
 
 	"github.com/millrace/millrace/dpdk"
+	"github.com/millrace/millrace/internal/ccall"
 )
 
 // port is one queue of a device of libdpdk. c is C memory; everything else is set
@@ -31,6 +30,8 @@ type port struct {
 	closed bool
 	stats  Stats // as last read; eal.mu guards it
 }
+
+var burst = unsafe.Pointer(C.mr_burst)
 
 // device is what the queues of one device share; eal.mu guards it.
 type device struct {
@@ -253,7 +254,7 @@ func (p *port) FreeBurst(frames []dpdk.Frame) {
 	}
 }
 
-// cross makes the one call into C: it sends tx frames of c.tx, receives if all
+// cross makes the one call into C, which never waits: it sends tx frames of c.tx, receives if all
 // received frames were handed out, and settles both stashes.
 func (p *port) cross(tx int) {
 	c := p.c
@@ -261,7 +262,7 @@ func (p *port) cross(tx int) {
 		p.rxNext, c.n_rx = 0, 0
 	}
 	c.n_tx = C.uint32_t(tx)
-	C.mr_burst(c)
+	ccall.Call(burst, unsafe.Pointer(c))
 }
 
 // Close ends the use of the queue, and with the last queue of a device stops it,

@@ -20,6 +20,7 @@ import (
 // a new one gets its place here.
 var Rooms = map[string][]string{
 	"internal/lint/...":   {"internal/lint/..."},
+	"internal/ccall":      {},
 	"internal/docbytes":   {},
 	"internal/rtnetlink":  {},
 	"internal/timerslack": {},
@@ -34,11 +35,11 @@ var Rooms = map[string][]string{
 	"rdma/bootstrap":       {"netpoll"},
 	"rdma/roce/...":        {"rdma/roce/..."},
 	"rdma/devicetest":      {"hugepages", "rdma"},
-	"rdma/verbs":           {"hugepages", "rdma"},
+	"rdma/verbs":           {"hugepages", "rdma", "internal/ccall"},
 	"rdma/softroce":        {"hugepages", "rdma", "rdma/roce", "internal/rtnetlink"},
 	"dpdk":                 {"hugepages", "netpoll", "rdma", "rdma/roce", "rdma/softroce", "internal/rtnetlink"},
 	"dpdk/porttest":        {"hugepages", "netpoll", "rdma", "dpdk"},
-	"dpdk/eal":             {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
+	"dpdk/eal":             {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest", "internal/ccall"},
 	"dpdk/memif":           {"hugepages", "dpdk", "dpdk/internal/rundir", "dpdk/porttest"},
 	"dpdk/internal/rundir": {},
 	"dpdk/afxdp":           {"hugepages", "dpdk", "dpdk/porttest"},

@@ -26,7 +26,6 @@ const pollBurst = C.MV_POLL
 type completionQueue struct {
 	dev    *device
 	c      *C.struct_mv_cq
-	cAddr  C.uintptr_t // c, for the data path
 	depth  int
 	used   int // entries that queue pairs may fill
 	ghosts int // of those, of closed queue pairs
@@ -54,7 +53,7 @@ func (d *device) CreateCQ(depth int) (rdma.CQ, error) {
 	if rc := C.mv_cq_create(d.c, C.uint32_t(depth), &c.c); rc != 0 {
 		return nil, ownMemlock().explain("create a completion queue on", d.attr.Name, 0, fmt.Errorf("ibv_create_cq of %d entries: %w", depth, unix.Errno(rc)))
 	}
-	c.cAddr, c.depth = C.uintptr_t(uintptr(unsafe.Pointer(c.c))), int(c.c.depth)
+	c.depth = int(c.c.depth)
 	d.cqs = append(d.cqs, c)
 	if err := d.watch(int(c.c.fd)); err != nil {
 		_ = c.Close()
@@ -128,7 +127,7 @@ func (c *completionQueue) Poll(wcs []rdma.WC) int {
 	}
 	for n < len(wcs) {
 		want := min(len(wcs)-n, pollBurst)
-		got := int(C.mv_cq_poll(c.cAddr, C.uint32_t(want)))
+		got := c.dev.call(cqPoll, unsafe.Pointer(c.c), want)
 		if got < 0 {
 			c.fail(unix.Errno(-got))
 			break
@@ -241,7 +240,7 @@ func (c *completionQueue) Arm() error {
 	if c.c == nil {
 		return ErrClosed
 	}
-	rc := C.mv_cq_arm(c.c)
+	rc := c.dev.call(cqArm, unsafe.Pointer(c.c), 0)
 	// If not this queue made FD readable, asynchronous events may have. Reading them
 	// takes a system call, too dear for each wake-up by a message; if both came, FD stays
 	// readable.
@@ -266,7 +265,7 @@ func (c *completionQueue) Close() error {
 	if rc := C.mv_cq_destroy(c.c); rc != 0 {
 		return &Error{Op: "close a completion queue of", Device: c.dev.attr.Name, Err: fmt.Errorf("ibv_destroy_cq: %w", unix.Errno(rc))}
 	}
-	c.c, c.cAddr = nil, 0
+	c.c = nil
 	c.dev.cqs = slices.DeleteFunc(c.dev.cqs, func(o *completionQueue) bool { return o == c })
 	return nil
 }

@@ -5,14 +5,6 @@ package verbs
 // #cgo LDFLAGS: -ldl
 // #include <stdlib.h>
 // #include "shim.h"
-// #cgo nocallback mv_post_send
-// #cgo noescape mv_post_send
-// #cgo nocallback mv_post_recv
-// #cgo noescape mv_post_recv
-// #cgo nocallback mv_post_srq
-// #cgo noescape mv_post_srq
-// #cgo nocallback mv_cq_poll
-// #cgo noescape mv_cq_poll
 import "C"
 
 import (
@@ -26,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace/millrace/internal/ccall"
 	"github.com/millrace/millrace/rdma"
 )
 
@@ -53,7 +46,6 @@ var load = sync.OnceValue(func() error {
 // device is an opened port of an RDMA device.
 type device struct {
 	c      *C.struct_mv_device
-	cAddr  C.uintptr_t // c, for the data path
 	attr   rdma.DeviceAttr
 	maxCQE int
 	port   Port
@@ -79,6 +71,21 @@ type device struct {
 }
 
 var _ rdma.Device = (*device)(nil)
+
+// The data path in C.
+var (
+	cqPoll   = unsafe.Pointer(C.mv_cq_poll)
+	cqArm    = unsafe.Pointer(C.mv_cq_arm)
+	postSend = unsafe.Pointer(C.mv_post_send)
+	postRecv = unsafe.Pointer(C.mv_post_recv)
+	postSRQ  = unsafe.Pointer(C.mv_post_srq)
+)
+
+// call runs a function of the data path on queue, which is C memory, for n entries.
+func (d *device) call(fn, queue unsafe.Pointer, n int) int {
+	d.c.queue, d.c.n = queue, C.uint32_t(n)
+	return int(ccall.Call(fn, unsafe.Pointer(d.c)))
+}
 
 // user is who posts the requests whose IDs name a slot: one of both, or nobody.
 type user struct {
@@ -192,7 +199,6 @@ func (d *device) init(gid GID, o Options) error {
 		d.attr.MaxSRQWR = int(a.max_srq_wr)
 	}
 	d.maxCQE = int(a.max_cqe)
-	d.cAddr = C.uintptr_t(uintptr(unsafe.Pointer(d.c)))
 	d.sends, d.recvs, d.wcs = d.c.send[:], d.c.recv[:], d.c.wc[:]
 	var err error
 	if d.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -262,7 +268,7 @@ func (d *device) Close() error {
 	if rc := C.mv_close(d.c); rc != 0 {
 		errs = append(errs, &Error{Op: "close", Device: d.attr.Name, Err: fmt.Errorf("ibv_close_device: %w", unix.Errno(rc))})
 	}
-	d.c, d.cAddr = nil, 0
+	d.c = nil
 	if d.epfd >= 0 {
 		errs = append(errs, unix.Close(d.epfd))
 		d.epfd = -1

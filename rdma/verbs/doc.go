@@ -8,8 +8,9 @@
 //
 // # Crossings and memory
 //
-// PostSend, PostRecv and CQ.Poll make one cgo crossing per list of up to 128
-// requests and 64 completions. Work requests, scatter-gather elements and
+// PostSend, PostRecv and CQ.Poll make one call into C per list of up to 128
+// requests and 64 completions; Go's scheduler takes it for Go code (internal/ccall), so
+// that a process whose only P polls and posts keeps it. Work requests, scatter-gather elements and
 // completions lie in C memory, payloads in the registered arena: nothing that the
 // device reads or writes is in the Go heap, and the steady path does not allocate.
 // Payloads up to MaxInline are copied into the work request, whether asked for or

@@ -69,7 +69,6 @@ func (w *workQueue) set(i int, id uint64) uint64 {
 type queuePair struct {
 	dev      *device
 	c        *C.struct_mv_qp
-	cAddr    C.uintptr_t // c, for the data path
 	pd       *domain
 	num      uint32
 	startPSN uint32
@@ -126,7 +125,7 @@ func (p *domain) CreateQP(cfg rdma.QPConfig) (rdma.QP, error) {
 		q.forget()
 		return nil, d.qpError(C.GoString(step), unix.Errno(rc))
 	}
-	q.cAddr, q.num = C.uintptr_t(uintptr(unsafe.Pointer(q.c))), uint32(q.c.num)
+	q.num = uint32(q.c.num)
 	d.byNum[q.num] = q
 	return q, nil
 }
@@ -293,7 +292,7 @@ func (q *queuePair) PostSend(wrs []rdma.SendWR) (int, error) {
 		if n == 0 {
 			return posted, refused
 		}
-		rc := C.mv_post_send(d.cAddr, q.cAddr, C.uint32_t(n))
+		rc := d.call(postSend, unsafe.Pointer(q.c), n)
 		runtime.KeepAlive(wrs)
 		taken := int(d.c.taken)
 		q.sq.tail += uint32(taken)
@@ -391,7 +390,7 @@ func (q *queuePair) PostRecv(wrs []rdma.RecvWR) (int, error) {
 		if n == 0 {
 			return posted, refused
 		}
-		rc := C.mv_post_recv(d.cAddr, q.cAddr, C.uint32_t(n))
+		rc := d.call(postRecv, unsafe.Pointer(q.c), n)
 		runtime.KeepAlive(wrs)
 		taken := int(d.c.taken)
 		q.rq.tail += uint32(taken)
@@ -435,7 +434,7 @@ func (q *queuePair) Close() error {
 	if rc := C.mv_qp_destroy(q.c); rc != 0 {
 		return &Error{Op: "close a queue pair of", Device: q.dev.attr.Name, Err: fmt.Errorf("ibv_destroy_qp: %w", unix.Errno(rc))}
 	}
-	q.c, q.cAddr = nil, 0
+	q.c = nil
 	q.state = rdma.QPError
 	delete(q.dev.byNum, q.num)
 	q.sendCQ.forget(q)

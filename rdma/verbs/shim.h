@@ -95,6 +95,10 @@ struct mv_device {
 	uint8_t gid_index;
 	struct mv_attr attr;
 
+	// Arguments of the data path: one of a struct mv_cq, a struct mv_qp or a struct
+	// ibv_srq; how many.
+	void *queue;
+	uint32_t n;
 	uint32_t taken; // out: of the last post
 	void *lists;    // the verbs' form of send and recv
 	struct mv_send send[MV_LIST]; // what the next post of sends posts
@@ -105,7 +109,6 @@ struct mv_device {
 struct mv_cq {
 	struct ibv_cq *cq;
 	struct ibv_comp_channel *channel;
-	struct mv_device *dev;
 	int fd; // of the channel
 	uint32_t depth;
 	uint32_t armed; // and its event not yet taken
@@ -141,9 +144,6 @@ int mv_dereg(struct ibv_mr *mr);
 
 int mv_cq_create(struct mv_device *d, uint32_t depth, struct mv_cq **out);
 int mv_cq_destroy(struct mv_cq *c);
-// mv_cq_arm takes the event of the last arming and asks for the next, unless that one
-// is still to come.
-int mv_cq_arm(struct mv_cq *c);
 // mv_cq_resize makes it hold depth completions; ENOSYS or EOPNOTSUPP if the device
 // cannot.
 int mv_cq_resize(struct mv_cq *c, uint32_t depth);
@@ -178,18 +178,22 @@ struct mv_remote {
 int mv_qp_connect(struct mv_device *d, struct mv_qp *q, const struct mv_remote *r, const char **step);
 int mv_qp_error(struct mv_qp *q);
 
-// The data path. Its arguments are addresses as numbers: cgo looks up every pointer
-// that it passes, to find out whether Go's collector owns it.
+// The data path, of the form that internal/ccall calls. None of it waits: the
+// completion channel does not block, and posts end in the adapter's memory or, with
+// rdma_rxe, in a system call that sends.
 
-// mv_cq_poll fills the device's wc with at most max completions of a struct mv_cq; how
-// many, or -errno.
-int mv_cq_poll(uintptr_t cq, uint32_t max);
+// mv_cq_poll fills wc with at most n completions of a struct mv_cq; how many, or -errno.
+int mv_cq_poll(struct mv_device *d);
+
+// mv_cq_arm takes the event of a struct mv_cq's last arming and asks for the next, unless
+// that one is still to come.
+int mv_cq_arm(struct mv_device *d);
 
 // mv_post_send, mv_post_recv (to a struct mv_qp) and mv_post_srq (to a struct ibv_srq)
-// post the first n of the device's list, 1 to MV_LIST; taken says how many were.
-int mv_post_send(uintptr_t device, uintptr_t qp, uint32_t n);
-int mv_post_recv(uintptr_t device, uintptr_t qp, uint32_t n);
-int mv_post_srq(uintptr_t device, uintptr_t srq, uint32_t n);
+// post the first n of the list, 1 to MV_LIST; taken says how many were.
+int mv_post_send(struct mv_device *d);
+int mv_post_recv(struct mv_device *d);
+int mv_post_srq(struct mv_device *d);
 
 // mv_event takes one asynchronous event: 1, 0 if there is none, or -errno.
 int mv_event(struct mv_device *d, struct mv_event *e);

@@ -41,14 +41,14 @@ static const uint16_t completed[] = {
 };
 
 int
-mv_cq_poll(uintptr_t cq, uint32_t max)
+mv_cq_poll(struct mv_device *d)
 {
-	struct mv_cq *c = (struct mv_cq *)cq;
+	struct mv_cq *c = d->queue;
 	struct ibv_wc raw[MV_POLL];
-	struct mv_wc *to = c->dev->wc;
+	struct mv_wc *to = d->wc;
 	int i, n;
 
-	n = ibv_poll_cq(c->cq, max, raw);
+	n = ibv_poll_cq(c->cq, d->n, raw);
 	for (i = 0; i < n; i++) {
 		to[i].id = raw[i].wr_id;
 		to[i].status = raw[i].status;
@@ -75,12 +75,12 @@ static const enum ibv_wr_opcode opcodes[] = {
 };
 
 int
-mv_post_send(uintptr_t device, uintptr_t qp, uint32_t n)
+mv_post_send(struct mv_device *d)
 {
-	struct mv_device *d = (struct mv_device *)device;
+	struct mv_qp *q = d->queue;
 	struct list_entry *l = d->lists;
 	struct ibv_send_wr *bad = NULL;
-	uint32_t i;
+	uint32_t i, n = d->n;
 	int rc;
 
 	for (i = 0; i < n; i++) {
@@ -107,7 +107,7 @@ mv_post_send(uintptr_t device, uintptr_t qp, uint32_t n)
 		}
 	}
 	l[n - 1].send.next = NULL;
-	rc = ibv_post_send(((struct mv_qp *)qp)->qp, &l[0].send, &bad);
+	rc = ibv_post_send(q->qp, &l[0].send, &bad);
 	l[n - 1].send.next = &l[n].send;
 	d->taken = rc == 0 ? n : 0;
 	if (rc && bad) // send is an entry's first member
@@ -115,12 +115,12 @@ mv_post_send(uintptr_t device, uintptr_t qp, uint32_t n)
 	return rc;
 }
 
-// fill_receives makes the verbs' list of the first n receives.
+// fill_receives makes the verbs' list of receives.
 static struct ibv_recv_wr *
-fill_receives(struct mv_device *d, uint32_t n)
+fill_receives(struct mv_device *d)
 {
 	struct list_entry *l = d->lists;
-	uint32_t i;
+	uint32_t i, n = d->n;
 
 	for (i = 0; i < n; i++) {
 		const struct mv_recv *from = &d->recv[i];
@@ -136,9 +136,10 @@ fill_receives(struct mv_device *d, uint32_t n)
 }
 
 static int
-receives_posted(struct mv_device *d, uint32_t n, int rc, struct ibv_recv_wr *bad)
+receives_posted(struct mv_device *d, int rc, struct ibv_recv_wr *bad)
 {
 	struct list_entry *l = d->lists;
+	uint32_t n = d->n;
 
 	l[n - 1].recv.next = &l[n].recv;
 	d->taken = rc == 0 ? n : 0;
@@ -148,21 +149,20 @@ receives_posted(struct mv_device *d, uint32_t n, int rc, struct ibv_recv_wr *bad
 }
 
 int
-mv_post_recv(uintptr_t device, uintptr_t qp, uint32_t n)
+mv_post_recv(struct mv_device *d)
 {
-	struct mv_device *d = (struct mv_device *)device;
+	struct mv_qp *q = d->queue;
 	struct ibv_recv_wr *bad = NULL;
-	int rc = ibv_post_recv(((struct mv_qp *)qp)->qp, fill_receives(d, n), &bad);
+	int rc = ibv_post_recv(q->qp, fill_receives(d), &bad);
 
-	return receives_posted(d, n, rc, bad);
+	return receives_posted(d, rc, bad);
 }
 
 int
-mv_post_srq(uintptr_t device, uintptr_t srq, uint32_t n)
+mv_post_srq(struct mv_device *d)
 {
-	struct mv_device *d = (struct mv_device *)device;
 	struct ibv_recv_wr *bad = NULL;
-	int rc = ibv_post_srq_recv((struct ibv_srq *)srq, fill_receives(d, n), &bad);
+	int rc = ibv_post_srq_recv(d->queue, fill_receives(d), &bad);
 
-	return receives_posted(d, n, rc, bad);
+	return receives_posted(d, rc, bad);
 }

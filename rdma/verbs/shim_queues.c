@@ -14,7 +14,6 @@ mv_cq_create(struct mv_device *d, uint32_t depth, struct mv_cq **out)
 	c = calloc(1, sizeof(*c));
 	if (!c)
 		return ENOMEM;
-	c->dev = d;
 	RETRY_PTR(c->channel, lib.create_comp_channel(d->ctx));
 	if (!c->channel) {
 		rc = error_number();
@@ -72,8 +71,9 @@ mv_cq_destroy(struct mv_cq *c)
 }
 
 int
-mv_cq_arm(struct mv_cq *c)
+mv_cq_arm(struct mv_device *d)
 {
+	struct mv_cq *c = d->queue;
 	struct ibv_cq *cq;
 	void *context;
 	int rc;

@@ -20,7 +20,6 @@ import (
 type sharedQueue struct {
 	pd     *domain
 	c      *C.struct_ibv_srq
-	cAddr  C.uintptr_t // c, for the data path
 	slot   uint16
 	tag    uint64
 	ids    []uint64 // by place
@@ -53,7 +52,6 @@ func (p *domain) CreateSRQ(cfg rdma.SRQConfig) (rdma.SRQ, error) {
 		d.freeSlot(s.slot)
 		return nil, ownMemlock().explain("create a shared receive queue on", d.attr.Name, 0, fmt.Errorf("ibv_create_srq of %d requests: %w", cfg.WRs, unix.Errno(rc)))
 	}
-	s.cAddr = C.uintptr_t(uintptr(unsafe.Pointer(s.c)))
 	p.uses++
 	return s, nil
 }
@@ -82,7 +80,7 @@ func (s *sharedQueue) PostRecv(wrs []rdma.RecvWR) (int, error) {
 		if n == 0 {
 			return posted, refused
 		}
-		rc := C.mv_post_srq(d.cAddr, s.cAddr, C.uint32_t(n))
+		rc := d.call(postSRQ, unsafe.Pointer(s.c), n)
 		runtime.KeepAlive(wrs)
 		taken := int(d.c.taken)
 		s.vacant = s.vacant[:len(s.vacant)-taken]
@@ -129,7 +127,7 @@ func (s *sharedQueue) Close() error {
 	if rc := C.mv_srq_destroy(s.c); rc != 0 {
 		return &Error{Op: "close a shared receive queue of", Device: d.attr.Name, Err: fmt.Errorf("ibv_destroy_srq: %w", unix.Errno(rc))}
 	}
-	s.c, s.cAddr = nil, 0
+	s.c = nil
 	s.pd.uses--
 	d.freeSlot(s.slot)
 	d.dropEvents(func(e rdma.Event) bool { return e.SRQ == rdma.SRQ(s) })
