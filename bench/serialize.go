@@ -12,14 +12,16 @@ import (
 	"github.com/millrace/millrace/serialize"
 )
 
-// codecBatches are the batch sizes of the serialize workload, and sharedBatch one
-// that is large enough for several workers.
-var codecBatches = []int{100, 1000}
-
-const sharedBatch = 16_384
+// codecBatches are the batch sizes of the serialize workload, and sharedBatches some
+// that are large enough for several workers: 2 and 8 MiB of the sample messages, in the
+// caches of a core and out of them.
+var (
+	codecBatches  = []int{100, 1000}
+	sharedBatches = []int{16_384, 65_536}
+)
 
 // serializeJobs measure the batch format, and others with the same records,
-// without any transport: on one core, and large batches on two.
+// without any transport: on one core, and large batches on more, twice as many each time.
 func (r *runner) serializeJobs() []*job {
 	var jobs []*job
 	add := func(codec, operation string, records int, crc bool, how serialize.Compression, workers int) {
@@ -58,9 +60,10 @@ func (r *runner) serializeJobs() []*job {
 			}
 		}
 	}
-	add(codecs.Millrace, roles.OpEncode, sharedBatch, true, serialize.None, 1)
-	if workers := min(2, len(r.cpus), runtime.NumCPU()); workers > 1 {
-		add(codecs.Millrace, roles.OpEncode, sharedBatch, true, serialize.None, workers)
+	for _, records := range sharedBatches {
+		for workers := 1; workers <= min(len(r.cpus), runtime.NumCPU()); workers *= 2 {
+			add(codecs.Millrace, roles.OpEncode, records, true, serialize.None, workers)
+		}
 	}
 	return jobs
 }
