@@ -122,6 +122,7 @@ type Device struct {
 	// tx[txFill:txAlloc] are empty. A link that refuses frames leaves them here.
 	tx                      [burst]Frame
 	txHead, txFill, txAlloc int
+	laneMet                 uint64 // stats.LaneSent at the last refill
 	rx                      [burst]Frame
 
 	active              ring         // queue pairs that may have packets to send

@@ -124,8 +124,9 @@ func (d *Device) refill() bool {
 		}
 	}
 	want := burst
-	if d.lane != nil {
-		want = min(burst, d.txAlloc+quantum) // a message in the lane gives back what is left
+	if d.stats.LaneSent != d.laneMet { // the next message in the lane gives back what is left
+		d.laneMet = d.stats.LaneSent
+		want = min(burst, d.txAlloc+quantum)
 	}
 	n := d.link.TxAlloc(d.tx[d.txAlloc:want])
 	if n == 0 && d.txHead != d.txFill { // the link may have frames again once it has sent these
