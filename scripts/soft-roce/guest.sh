@@ -127,7 +127,7 @@ start() { # with accelerator $1
 }
 # await waits until qemu ends; 1 if it has not after $1 seconds.
 await() {
-	sleep "$1" &
+	"${bound[@]}" sleep "$1" &
 	sleeper=$!
 	wait -n "$qemu" "$sleeper"
 	if kill -0 "$sleeper" 2>/dev/null; then

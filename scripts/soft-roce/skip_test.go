@@ -81,3 +81,48 @@ func TestWhyThereIsNoDevice(t *testing.T) {
 		})
 	}
 }
+
+// The guest's packages are downloaded, into its own folder, and never installed.
+func TestPackagesAreOnlyDownloaded(t *testing.T) {
+	if out, _ := exec.Command("bash", "status.sh").Output(); !strings.Contains(string(out), "rdma_rxe=absent") {
+		t.Skip("this kernel has rdma_rxe, and needs no guest")
+	}
+	if _, err := os.Stat("/usr/share/keyrings/debian-archive-keyring.gpg"); err != nil {
+		t.Skip("debian-archive-keyring is missing")
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	record := func(name string) string { return `echo ` + name + ` "$@" >>` + log }
+	tools := []string{"basename", "bash", "cat", "dirname", "env", "find", "flock", "grep", "head", "id", "mkdir", "mv", "rm", "sed", "timeout", "uname"}
+	status, said := prepare(t, tools, map[string]string{
+		"qemu-system-x86_64": "exit 0", "apt-get": record("apt-get"), "dpkg-deb": record("dpkg-deb"), "dpkg": record("dpkg"),
+		"apt-cache": "echo '  Depends: linux-image-6.1.0-1-amd64'",
+	})
+	if status == 0 {
+		t.Errorf("a guest without a kernel: %s", said)
+	}
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	seen := ""
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		switch {
+		case words[0] == "dpkg-deb" && words[1] == "-x":
+		case words[0] == "apt-get" && strings.Contains(line, "Dir::State="):
+			for _, w := range words {
+				if w == "update" || w == "download" {
+					seen += w + " "
+				}
+			}
+			if strings.Contains(line, " install ") {
+				t.Errorf("it installs: %s", line)
+			}
+		default:
+			t.Errorf("it runs %s", line)
+		}
+	}
+	if seen != "update download " {
+		t.Errorf("apt-get was asked to %s", seen)
+	}
+}
