@@ -212,7 +212,7 @@ func TestNewArenaErrors(t *testing.T) {
 // On the machine at hand: whatever pages it has, they are reported, aligned and
 // usable to the last byte.
 func TestArenaOfThisMachine(t *testing.T) {
-	for _, best := range []Backing{0, HugeTLB2M, TransparentHuge, Ordinary} {
+	for _, best := range []Backing{0, HugeTLB1G, HugeTLB2M, TransparentHuge, Ordinary} {
 		a, err := NewArena(ArenaOptions{Bytes: 4 << 20, Backing: best})
 		if err != nil {
 			t.Fatal(err)
@@ -222,7 +222,7 @@ func TestArenaOfThisMachine(t *testing.T) {
 		if r.Backing < best || r.Bytes != len(a.Bytes()) || r.Bytes%r.PageBytes != 0 {
 			t.Errorf("asked for %v: %+v", best, r)
 		}
-		if r.Backing != HugeTLB2M && r.Reason == "" {
+		if r.Backing != best && best != 0 && r.Reason == "" || r.Backing > HugeTLB2M && r.Reason == "" {
 			t.Errorf("%v without a reason", r.Backing)
 		}
 		m := a.Bytes()

@@ -389,6 +389,25 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
+// No feature bit that this version does not know is overlooked, by whoever reads.
+func TestUnknownFeaturesAreRefused(t *testing.T) {
+	enc := encode(t, 1000, Record{Key: []byte("k"), Value: []byte("v")})
+	d := newDecoder(t, 1<<16)
+	for bit := range 16 {
+		b := rewrite(enc, func(b []byte) { b[offFeatures+bit/8] |= 1 << (bit % 8) })
+		want := 1<<bit&knownFeatures == 0
+		_, open := Open(b)
+		_, decode := d.Open(b)
+		_, check := Check(b)
+		_, size := Size(b)
+		for _, err := range []error{open, decode, check, size} {
+			if errors.Is(err, ErrFeatures) != want {
+				t.Errorf("feature bit %d: %v", bit, err)
+			}
+		}
+	}
+}
+
 func flip(enc []byte, at int) []byte {
 	b := bytes.Clone(enc)
 	b[at] ^= 0x10

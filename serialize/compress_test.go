@@ -6,9 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -100,6 +104,18 @@ func TestIncompressible(t *testing.T) {
 			t.Errorf("%s: %d random bytes became %d", how, len(enc), len(got))
 		}
 	}
+	// What shrinks, but by less than 1/16, is not worth decompressing either.
+	zeros := func(n int) []byte {
+		return encode(t, 2000, Record{Value: append(r.Value[:1000:1000], make([]byte, n)...)})
+	}
+	for _, how := range []Compression{S2, Zstd} {
+		if got := compress(t, how, zeros(50)); !bytes.Equal(got, zeros(50)) {
+			t.Errorf("%s: compressed though it saves less than 1/16: %d bytes became %d", how, len(zeros(50)), len(got))
+		}
+		if got := compress(t, how, zeros(120)); len(got) > len(zeros(100)) {
+			t.Errorf("%s: not compressed though it saves 1/10: %d bytes", how, len(got))
+		}
+	}
 	text := encode(t, 1<<16, lines(100)...)
 	if got := compress(t, None, text); !bytes.Equal(got, text) {
 		t.Error("None compressed")
@@ -139,15 +155,30 @@ func TestDecoderRefuses(t *testing.T) {
 	le := binary.LittleEndian
 	enc := encode(t, 1<<20, lines(1000)...)
 	d := newDecoder(t, 1<<20)
-	// A bomb: 256 MiB of zeros behind the header of a small batch.
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	bomb := encode(t, 1<<20, lines(1000)...)
-	bomb = append(bomb[:HeaderBytes:HeaderBytes], w.EncodeAll(make([]byte, 256<<20), nil)...)
-	bomb[offCompression] = byte(Zstd)
-	seal(bomb)
+	// behind is body behind the header of a batch of some 60 KB.
+	behind := func(how Compression, body []byte) []byte {
+		b := append(bytes.Clone(enc[:HeaderBytes]), body...)
+		b[offCompression] = byte(how)
+		seal(b)
+		return b
+	}
+	zeros := make([]byte, 64<<20)
+	frame := []byte{0x28, 0xb5, 0x2f, 0xfd, 0} // RFC 8878, 3.1.1: magic, and that nothing is said of the content's size
+	block := []byte{1<<1 | 1, 0, 2, 'x'}       // 3.1.1.2: the last; 16 KiB of one byte
+	bombs := map[string][]byte{
+		"a bomb of zstd":              behind(Zstd, w.EncodeAll(zeros, nil)),
+		"a bomb of s2":                behind(S2, s2.Encode(nil, zeros)),
+		"an s2 block of a lie":        behind(S2, binary.AppendUvarint(nil, 1<<32-1)),
+		"a zstd window of 3.75 TiB":   behind(Zstd, slices.Concat(frame, []byte{0xff}, block)),
+		"a zstd window of the limit":  behind(Zstd, slices.Concat(frame, []byte{10 << 3}, block)),
+		"zstd content of 2^63 bytes":  behind(Zstd, slices.Concat(frame[:4], []byte{3<<6 | 1<<5}, binary.LittleEndian.AppendUint64(nil, 1<<63), block)),
+		"a million empty zstd frames": behind(Zstd, bytes.Repeat(slices.Concat(frame, []byte{0}, []byte{1, 0, 0}), 1<<20/9)),
+		"one frame after the other":   behind(Zstd, bytes.Repeat(w.EncodeAll(zeros[:64<<10], nil), 1000)),
+	}
 	for _, how := range []Compression{S2, Zstd} {
 		small := compress(t, how, enc)
 		remade := func(change func(b []byte) []byte) []byte {
@@ -171,15 +202,56 @@ func TestDecoderRefuses(t *testing.T) {
 			{"payload of 4 GiB", remade(func(b []byte) []byte { le.PutUint32(b[offPayload:], 1<<32-1); return b }), ErrTooLarge},
 			{"no records", remade(func(b []byte) []byte { le.PutUint32(b[offRecords:], 0); return b }), ErrCorrupt},
 			{"more than the decoder takes", compress(t, how, encode(t, 2<<20, Record{Value: bytes.Repeat([]byte("x"), 1<<20)})), ErrTooLarge},
-			{"a bomb", bomb, ErrCorrupt},
 		} {
-			var err error
-			if grown := allocated(func() { _, err = d.Open(tc.in) }); grown > 4<<20 {
-				t.Errorf("%s, %s: %d bytes allocated", how, tc.name, grown)
+			refuses(t, d, how.String()+", "+tc.name, tc.in, tc.want)
+		}
+	}
+	for name, bomb := range bombs {
+		refuses(t, d, name, bomb, ErrCorrupt)
+		fresh := newDecoder(t, 1<<20)
+		refuses(t, fresh, name+", first of all", bomb, ErrCorrupt)
+		if b, err := fresh.Open(compress(t, Zstd, enc)); err != nil || b.Len() != 1000 {
+			t.Errorf("after %s: %v", name, err)
+		}
+	}
+}
+
+// refuses checks that d, which takes 1 MiB, refuses b within what NewDecoder promises.
+func refuses(t *testing.T, d *Decoder, name string, b []byte, want error) {
+	t.Helper()
+	var err error
+	if grown := allocated(func() { _, err = d.Open(b) }); grown > 4<<20 {
+		t.Errorf("%s: %d bytes allocated", name, grown)
+	}
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v, want %v", name, err, want)
+	}
+}
+
+// Compressed batches as they were once written are read for ever, also by a library
+// that would compress them otherwise.
+func TestGoldenCompressed(t *testing.T) {
+	rs := lines(100)
+	d := newDecoder(t, 1<<20)
+	for _, how := range []Compression{S2, Zstd} {
+		name := how.String() + "-100"
+		if *update {
+			small := compress(t, how, encode(t, 1<<20, rs...))
+			if err := os.WriteFile(filepath.Join("testdata", name+".hex"), []byte(hexLines(small)), 0o644); err != nil {
+				t.Fatal(err)
 			}
-			if !errors.Is(err, tc.want) {
-				t.Errorf("%s, %s: %v, want %v", how, tc.name, err, tc.want)
-			}
+		}
+		small := golden(t, name)
+		if info, err := Check(small); err != nil || info.Compression != how || info.Records != len(rs) || info.Bytes != len(small) {
+			t.Errorf("%s: %+v, %v", name, info, err)
+		}
+		b, err := d.Open(small)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		checkBatch(t, &b, rs)
+		if !bytes.Equal(b.Bytes(), encode(t, 1<<20, rs...)) {
+			t.Errorf("%s: other bytes than before compression", name)
 		}
 	}
 }

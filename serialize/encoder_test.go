@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -126,5 +127,8 @@ func TestEncoderWorkers(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+	for int(e.parked.Load()) < e.helpers { // idle helpers sleep, or the test does not end
+		time.Sleep(time.Millisecond)
 	}
 }
