@@ -42,13 +42,15 @@ a topic that does not exist yet is waited for.`,
 			if err != nil {
 				return err
 			}
-			out := newFlusher(cmd.OutOrStdout())
-			n, err := consume(cmd.Context(), c, topic, start, count, out, func() {
+			ctx, cancel := context.WithCancel(cmd.Context())
+			defer cancel()
+			out := newFlusher(cmd.OutOrStdout(), cancel)
+			n, err := consume(ctx, c, topic, start, count, out, func() {
 				logger(cmd).Info("waiting for the topic: nothing was produced to it yet", "topic", topic)
 			})
 			if errors.Is(err, context.Canceled) {
-				err = nil // interrupted, as meant
-				if counted {
+				err = nil // interrupted, as meant, or the output failed
+				if counted && cmd.Context().Err() != nil {
 					err = fmt.Errorf("interrupted after %d of %d messages", n, count)
 				}
 			}
@@ -123,15 +125,17 @@ const flushAfter = 10 * time.Millisecond
 
 // flusher gathers lines and writes them soon.
 type flusher struct {
-	mu    sync.Mutex
-	w     *bufio.Writer
-	timer *time.Timer
-	armed bool
-	err   error
+	mu     sync.Mutex
+	w      *bufio.Writer
+	timer  *time.Timer
+	armed  bool
+	failed func()
 }
 
-func newFlusher(w io.Writer) *flusher {
-	f := &flusher{w: bufio.NewWriterSize(w, 1<<16)}
+// newFlusher writes to w, and calls failed when it cannot while no line comes: who follows
+// a topic would wait for the next one in vain. line and close return the error.
+func newFlusher(w io.Writer, failed func()) *flusher {
+	f := &flusher{w: bufio.NewWriterSize(w, 1<<16), failed: failed}
 	f.timer = time.AfterFunc(time.Hour, f.flush)
 	return f
 }
@@ -140,15 +144,14 @@ func (f *flusher) flush() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.armed = false
-	f.err = errors.Join(f.err, f.w.Flush())
+	if f.w.Flush() != nil { // the error stays in w
+		f.failed()
+	}
 }
 
 func (f *flusher) line(b []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.err != nil {
-		return f.err
-	}
 	_, _ = f.w.Write(b)
 	err := f.w.WriteByte('\n') // the first error stays
 	if !f.armed {

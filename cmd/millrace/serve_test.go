@@ -272,6 +272,26 @@ func TestConsumeFollows(t *testing.T) {
 	}
 }
 
+// A consumer whose output fails ends, though nothing more comes that it would have to write.
+func TestOutputFails(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	broker, _ := server(t, "broker", "--listen", "tcp://127.0.0.1:0", "--data", t.TempDir())
+	if _, said, status := call(t, "x", "produce", "--to", broker, "--topic", "t"); status != 0 {
+		t.Fatal(said)
+	}
+	cmd := command(t, "consume", "--from", broker, "--topic", "t")
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = full, &said
+	_ = cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != exitFailed || !strings.Contains(said.String(), "no space left") {
+		t.Errorf("exit status %d: %s", code, said.String())
+	}
+}
+
 // A producer that is interrupted while it waits for input ends, and what it has read is
 // stored; a consumer that has not got its count says so.
 func TestInterrupt(t *testing.T) {
