@@ -180,7 +180,7 @@ func TestGuestInstallsNothing(t *testing.T) {
 	if out, err := exec.Command("./guest.sh", "--prepare").CombinedOutput(); err != nil {
 		t.Skipf("no guest here: %s", out)
 	}
-	out, err := exec.Command("./guest.sh", "--", "sh", "-c", "echo >/boot/x; mkdir -p /lib/modules/x; uname -s").CombinedOutput()
+	out, err := exec.Command("./guest.sh", "--", "sh", "-c", "mkdir -p /boot; echo >/boot/x; echo >/usr/share/x; uname -s").CombinedOutput()
 	if err != nil || string(out) != "Linux\n" {
 		t.Fatalf("%v: %s", err, out)
 	}
