@@ -130,7 +130,7 @@ func TestFallBacksAreReported(t *testing.T) {
 		{name: "pages reserved but not to be had (SIGBUS averted)",
 			kernel: fakeKernel{files: thp(pool(dir2M, 9, 9, 0)), adviceErr: map[int]error{unix.MADV_POPULATE_WRITE: unix.EFAULT}},
 			want:   Ordinary, size: 3 << 20,
-			reasons: []string{"MAP_HUGETLB 2 MiB: bad address", "cgroup", "cpuset"}},
+			reasons: []string{"MAP_HUGETLB 2 MiB: cannot allocate memory", "cgroup", "cpuset"}},
 		{name: "kernel before MADV_POPULATE_WRITE", kernel: fakeKernel{adviceErr: map[int]error{unix.MADV_POPULATE_WRITE: unix.EINVAL}},
 			want: HugeTLB2M, size: 4 << 20},
 		{name: "kernel without hugetlbfs", kernel: fakeKernel{files: thp(nil), mmapErr: map[int]error{mapHuge2M: unix.EINVAL}, thpBacked: true},

@@ -86,7 +86,10 @@ func (a *Arena) mapHugeTLB(o *ArenaOptions, b Backing, pageBytes, flags int, why
 			mem = mem[:pageBytes] // to see that there are any
 		}
 		nodes := a.bind(p, n, o.Nodes, why)
-		if err = a.sys.populate(mem, pageBytes); err == nil && o.Elastic {
+		if err = a.sys.populate(mem, pageBytes); errors.Is(err, unix.EFAULT) {
+			err = unix.ENOMEM // EFAULT is how madvise(2) says that there was no page
+		}
+		if err == nil && o.Elastic {
 			err = a.sys.madvise(mem, unix.MADV_DONTNEED) // since Linux 5.18 for these pages
 		}
 		if err == nil {
@@ -109,7 +112,7 @@ func (s system) mendHugeTLB(err error, n, pageBytes int) string {
 	free, _ := s.readInt(dir + "free_hugepages")
 	reserved, _ := s.readInt(dir + "resv_hugepages")
 	need, free := n/pageBytes, max(0, free-reserved)
-	if !errors.Is(err, unix.ENOMEM) && !errors.Is(err, unix.EFAULT) {
+	if !errors.Is(err, unix.ENOMEM) {
 		// Measured: qemu-user refuses MAP_HUGETLB with EINVAL whatever the host has.
 		return "the kernel, an emulator or a seccomp filter refuses the flag itself"
 	}
