@@ -558,6 +558,72 @@ func TestInboxIsFair(t *testing.T) {
 	l.close(t)
 }
 
+// Who never pauses gets no more than its share of a batch while another, that waited
+// for room, has nothing in it yet.
+func TestWhoWaitedComesBeforeWhoIsGreedy(t *testing.T) {
+	r, in, _ := handRig(t, Options{MaxBatchBytes: 8 << 10, MaxBatchRecords: 200, MaxBatches: 2})
+	next := uint64(0)
+	open := func() *Producer {
+		p, err := in.Producer(r.led)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	greedy, modest := open(), open()
+	add := func(p *Producer) bool {
+		err := p.Append(&serialize.Record{Value: []byte("x")}, next)
+		if err == nil {
+			next++
+		} else if !errors.Is(err, ErrFull) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	for add(greedy) {
+	}
+	if add(modest) {
+		t.Fatal("there is room in a full inbox")
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- modest.Wait(t.Context()) }()
+	for waiting := 0; waiting == 0; runtime.Gosched() {
+		in.mu.Lock()
+		waiting = len(in.waiters)
+		in.mu.Unlock()
+	}
+	in.Drain(1) // full batches leave, and a new one is begun
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	before := next
+	for add(greedy) {
+	}
+	if n := next - before; n != producerQuantum {
+		t.Errorf("the greedy producer took %d places of 200 before who had waited, want %d", n, producerQuantum)
+	}
+	if err := greedy.Append(&serialize.Record{}, next); !errors.Is(err, ErrFull) {
+		t.Errorf("got %v", err)
+	}
+	if !add(modest) {
+		t.Error("nothing was left for who had waited")
+	}
+	if !add(greedy) {
+		t.Error("the greedy producer is held back though nobody waits")
+	}
+	in.Close(1 << 40)
+	for now := int64(2); !in.Idle(); now++ {
+		in.Drain(now)
+		r.b.Flush(now)
+		for len(r.sink.batches) > 0 {
+			r.sink.answer(0, nil)
+		}
+	}
+	if r.led.ok != int(next) {
+		t.Errorf("%d of %d completed", r.led.ok, next)
+	}
+}
+
 // Without memory for a batch producers are told ErrFull, and that memory is what lacks,
 // and go on when there is some.
 func TestInboxWithoutMemory(t *testing.T) {
