@@ -117,6 +117,8 @@ func ListenError(url string, err error) error {
 		return fmt.Errorf("cannot listen on %s: the port is in use: stop the other process (ss -ltnp shows it) or choose another port (0 picks a free one): %w", url, err)
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("cannot listen on %s: ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher port: %w", url, err)
+	case errors.Is(err, syscall.EMFILE):
+		return fmt.Errorf("cannot listen on %s: this process may open no more files: raise ulimit -n: %w", url, err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("cannot listen on %s: no interface here has that address (ip addr shows them): %w", url, err)
 	}
@@ -128,16 +130,21 @@ func ListenError(url string, err error) error {
 func (t *TCP) accept(ln net.Listener, h Handler) {
 	defer t.setups.Done()
 	slots := make(chan struct{}, maxHandshakes)
+	failing := false
 	for {
 		nc, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of descriptors, or a connection that died in the queue
-			t.loop.log.Error("accept failed; trying again", "listen", ln.Addr(), "err", err)
+			if !failing { // once is enough until it succeeds
+				t.loop.log.Error("accept failed; trying again (ulimit -n bounds open files)", "listen", ln.Addr(), "err", err)
+			}
+			failing = true
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
+		failing = false
 		slots <- struct{}{}
 		t.setups.Add(1)
 		go func() {

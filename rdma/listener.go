@@ -46,16 +46,21 @@ func (l *listener) Close() error { return l.ln.Close() }
 func (l *listener) accept() {
 	defer l.el.setups.Done()
 	slots := make(chan struct{}, maxHandshakes)
+	failing := false
 	for {
 		nc, err := l.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil { // out of descriptors, or a connection that died in the queue
-			l.el.loop.Logger().Error("accept failed; trying again", "listen", l.ln.Addr(), "err", err)
+			if !failing { // once is enough until it succeeds
+				l.el.loop.Logger().Error("accept failed; trying again (ulimit -n bounds open files)", "listen", l.ln.Addr(), "err", err)
+			}
+			failing = true
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
+		failing = false
 		for taken := false; !taken; {
 			select {
 			case slots <- struct{}{}:
