@@ -9,7 +9,7 @@
 // more. Virtual devices but net_ring and net_null copy each frame. Stats counts both.
 //
 // A port makes one crossing per burst, a call into C without cgo's bookkeeping
-// (internal/ccall): the crossing transmits what is given,
+// (internal/ccall) unless the driver may wait for the kernel: the crossing transmits what is given,
 // receives into a stash, gives freed frames back and refills a stash of empty
 // frames. AllocBurst, RxBurst and FreeBurst work on the stashes and cross only
 // when a stash has run out. All arrays lie in C memory.

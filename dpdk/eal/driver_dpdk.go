@@ -12,3 +12,8 @@ import "strings"
 func copies(device string) bool {
 	return strings.HasPrefix(device, "net_") && !strings.HasPrefix(device, "net_ring") && !strings.HasPrefix(device, "net_null")
 }
+
+// waits says whether the driver of a device may wait for the kernel in a burst, as
+// net_af_packet does until its ring has room (poll(2)) and net_pcap for its file. Cards
+// and the virtual devices that are memory alone never do.
+func waits(device string) bool { return copies(device) && !strings.HasPrefix(device, "net_memif") }

@@ -2,6 +2,8 @@
 
 package eal
 
+// #cgo noescape mr_burst
+// #cgo nocallback mr_burst
 // #cgo noescape mr_count
 // #cgo nocallback mr_count
 // #include <stdlib.h>
@@ -37,6 +39,7 @@ var burst = unsafe.Pointer(C.mr_burst)
 type device struct {
 	name    string
 	copies  bool // its driver does
+	waits   bool // likewise
 	ports   []*port
 	open    int  // ports that are not closed
 	removes bool // it goes with its ports
@@ -94,7 +97,7 @@ func open(name string, args *string, queues int, opts Options, memif *Memif, rol
 		cfg.memif_socket, cfg.memif_secret = cstring(memif.Socket), cstring(memif.Secret)
 		cfg.memif_id, cfg.memif_role = C.uint32_t(memif.ID), C.uint32_t(role)
 	}
-	d := &device{name: name, removes: args != nil, open: queues, copies: copies(name)}
+	d := &device{name: name, removes: args != nil, open: queues, copies: copies(name), waits: waits(name)}
 	for range queues {
 		d.ports = append(d.ports, &port{dev: d, c: (*C.struct_mr_port)(C.calloc(1, C.sizeof_struct_mr_port))})
 	}
@@ -254,15 +257,20 @@ func (p *port) FreeBurst(frames []dpdk.Frame) {
 	}
 }
 
-// cross makes the one call into C, which never waits: it sends tx frames of c.tx, receives if all
-// received frames were handed out, and settles both stashes.
+// cross makes the one call into C: it sends tx frames of c.tx, receives if all
+// received frames were handed out, and settles both stashes. Go's scheduler is told
+// only of one that may wait.
 func (p *port) cross(tx int) {
 	c := p.c
 	if p.rxNext == c.n_rx {
 		p.rxNext, c.n_rx = 0, 0
 	}
 	c.n_tx = C.uint32_t(tx)
-	ccall.Call(burst, unsafe.Pointer(c))
+	if p.dev.waits {
+		C.mr_burst(c)
+	} else {
+		ccall.Call(burst, unsafe.Pointer(c))
+	}
 }
 
 // Close ends the use of the queue, and with the last queue of a device stops it,
