@@ -254,11 +254,22 @@ func noNetns() string {
 	return ""
 }
 
-// A device that is not there is told as skipped.
+// A device that is not there is told as skipped, with the names of those that are; a
+// device may be called as in addresses.
 func TestNoSuchDevice(t *testing.T) {
 	rep, err := run(t, bench.Options{Workloads: []string{"rtt"}, Transports: []string{"rdma:rxe77"}})
-	if !errors.Is(err, bench.ErrSkipped) || len(rep.Skipped) != 1 || !strings.Contains(rep.Skipped[0].Reason, "rxe77") || len(rep.Results) != 0 {
+	if !errors.Is(err, bench.ErrSkipped) || len(rep.Skipped) != 1 || len(rep.Results) != 0 ||
+		!strings.Contains(rep.Skipped[0].Reason, "rxe77") || !strings.Contains(rep.Skipped[0].Fix, "softroce+udp") {
 		t.Errorf("%v, %+v", err, rep)
+	}
+	rep, err = run(t, bench.Options{Workloads: []string{"rtt"}, Transports: []string{"dpdk:net_memif"}, Quick: true, Duration: 20 * time.Millisecond})
+	if err != nil && !errors.Is(err, bench.ErrSkipped) {
+		t.Fatal(err)
+	}
+	for _, s := range rep.Skipped {
+		if strings.Contains(s.Reason, "no such device") {
+			t.Errorf("%+v", s)
+		}
 	}
 }
 

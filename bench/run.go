@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/millrace/millrace/bench/measure"
 	"github.com/millrace/millrace/bench/messages"
@@ -103,8 +104,10 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 			continue
 		}
 		known := only == ""
+		var names []string
 		for _, d := range r.devicesOf(&t) {
-			if only != "" && d.Name != only {
+			names = append(names, d.Name)
+			if only != "" && d.Name != only && d.Also != only {
 				continue
 			}
 			known = true
@@ -119,7 +122,7 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 			r.devices[t.Scheme] = append(r.devices[t.Scheme], d)
 		}
 		if !known {
-			r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: only + ": there is no such device", Fix: "millrace doctor lists them"})
+			r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: only + ": there is no such device", Fix: "name one of " + strings.Join(names, ", ") + "; millrace doctor tells more"})
 		}
 		if named && !r.has(t.Scheme) {
 			skipped = ErrSkipped
