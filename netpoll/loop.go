@@ -70,6 +70,9 @@ const (
 	coldPollNanos = int64(2 * time.Microsecond)
 )
 
+// running is how many loops of this process run.
+var running atomic.Int32
+
 // Loop is one event loop. See the package comment.
 type Loop struct {
 	opts     Options
@@ -355,6 +358,8 @@ func (l *Loop) Run() error {
 	l.now = l.ticks.read()
 	l.yielded, l.usedAt = l.now, l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
+	running.Add(1)
+	defer running.Add(-1)
 	for !l.stopping.Load() {
 		work := l.cycle()
 		end := l.ticks.read()
@@ -364,7 +369,7 @@ func (l *Loop) Run() error {
 			l.idle.worked(l.now, end)
 		}
 		l.now = end
-		if work > 0 && !l.spareP && end-l.usedAt < sharedNanos || end-l.yielded >= yieldNanos {
+		if work > 0 && !l.spareP && (end-l.usedAt < sharedNanos || running.Load() > 1) || end-l.yielded >= yieldNanos {
 			l.yield()
 		}
 		if until := l.idle.napUntil(work); until > l.now {
@@ -382,8 +387,9 @@ func (l *Loop) Run() error {
 
 // yield lets other goroutines run: the bootstrap, signal handling, metrics. On the
 // only P of a process it follows each cycle that found work, as long as others send
-// through the loop, so that they add to what it sends together; they would otherwise
-// wait for yieldNanos, or until the loop sleeps. Where handlers alone send, it would be
+// through the loop, so that they add to what it sends together, or there are other
+// loops, which may be the peers that it waits for; they would otherwise wait for
+// yieldNanos, or until the loop sleeps. Where one loop's handlers alone send, it would be
 // a twentieth of a round trip, and in an emulator more.
 func (l *Loop) yield() {
 	if l.now-l.yielded >= yieldNanos {

@@ -22,28 +22,42 @@ func TestYieldOnlyToThoseWhoUseTheLoop(t *testing.T) {
 	defer runtime.GOMAXPROCS(procs)
 	b := &busyBackend{}
 	l := startLoop(t, Options{Idle: Latency(), Backends: []Backend{b}})
-	const turns = 200
-	// cyclesOf is how many cycles pass while this goroutine has its turns.
-	cyclesOf := func(use bool) int64 {
-		before := b.cycles.Load()
-		for range turns {
-			if use {
-				if err := l.Submit(func() {}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			runtime.Gosched()
-		}
-		return b.cycles.Load() - before
-	}
 	if err := l.Do(func() {}); err != nil {
 		t.Fatal(err)
 	}
-	if n := cyclesOf(true); n > 2*turns {
+	if n := b.cyclesIn(turns, func() { _ = l.Submit(func() {}) }); n > 2*turns {
 		t.Errorf("a loop in use made %d busy cycles while others had %d turns", n, turns)
 	}
 	time.Sleep(time.Duration(2 * sharedNanos))
-	if n := cyclesOf(false); n < 4*turns {
+	if n := b.cyclesIn(turns, func() {}); n < 4*turns {
 		t.Errorf("a loop that nobody uses made %d busy cycles while others had %d turns", n, turns)
 	}
+}
+
+// Two loops that talked to each other on one P waited 100 µs for each other's answers.
+func TestYieldToOtherLoops(t *testing.T) {
+	procs := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(procs)
+	b := &busyBackend{}
+	startLoop(t, Options{Idle: Latency(), Backends: []Backend{b}})
+	other := startLoop(t, Options{Idle: Latency(), Backends: []Backend{&quietBackend{}}})
+	if err := other.Do(func() {}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Duration(2 * sharedNanos))
+	if n := b.cyclesIn(turns, func() {}); n > 2*turns {
+		t.Errorf("a loop beside another made %d busy cycles while others had %d turns", n, turns)
+	}
+}
+
+const turns = 200
+
+// cyclesIn is how many cycles pass while this goroutine has n turns.
+func (b *busyBackend) cyclesIn(n int, use func()) int64 {
+	before := b.cycles.Load()
+	for range n {
+		use()
+		runtime.Gosched()
+	}
+	return b.cycles.Load() - before
 }
