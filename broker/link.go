@@ -349,16 +349,17 @@ func (l *link) greeted(frame []byte) error {
 // patience: a process that stands still, or a host that is gone. TCP would not tell of
 // the one at all, and of the other after a quarter of an hour.
 func (l *link) watch(silent time.Duration) {
-	every, owed := l.patience/3, l.calls.used > 0
+	c, every, owed := l.conn, l.patience/3, l.calls.used > 0
 	l.heard = false
 	l.timer = l.loop.After(every, func() {
 		switch {
+		case l.conn != c || l.state != linkUp: // by another timer of the same cycle
 		case l.heard || !owed:
 			l.watch(0)
 		case silent+every < l.patience:
 			l.watch(silent + every)
 		default:
-			l.conn.Close(fmt.Errorf("no answer for %v: the peer stands still, or its host is gone", l.patience))
+			c.Close(fmt.Errorf("no answer for %v: the peer stands still, or its host is gone", l.patience))
 		}
 	})
 }

@@ -29,32 +29,38 @@ func (mute) OnOpen(c *netpoll.Conn) {
 	}
 }
 
-// A client waited for ever for the answers of a broker that stood still, for over TCP
-// nothing told it. An idle connection stays.
-func TestBrokerStandsStill(t *testing.T) {
+// startMute starts a mute peer, and returns a client of it.
+func startMute(t *testing.T, ctx context.Context) *Client {
 	loop, err := netpoll.NewLoop(netpoll.Options{Backends: []netpoll.Backend{netpoll.NewTCP()}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- loop.Run() }()
-	defer func() {
+	t.Cleanup(func() {
 		loop.Stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-	}()
+	})
 	ln, err := loop.Listen("tcp://127.0.0.1:0", mute{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
-	defer cancel()
 	c, err := Connect(ctx, ClientConfig{URL: ln.URL(), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close(ctx)
+	t.Cleanup(func() { _ = c.Close(ctx) })
+	return c
+}
+
+// A client waited for ever for the answers of a broker that stood still, for over TCP
+// nothing told it. An idle connection stays.
+func TestBrokerStandsStill(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	t.Cleanup(cancel)
+	c := startMute(t, ctx)
 	var first *netpoll.Conn
 	look := func() (conn *netpoll.Conn) {
 		_ = c.host.loop.Do(func() { conn = c.link.conn })
@@ -70,8 +76,38 @@ func TestBrokerStandsStill(t *testing.T) {
 	if look() != first {
 		t.Error("an idle connection was closed")
 	}
-	_, err = c.Produce(ctx, "t", &serialize.Record{Value: []byte("x")})
+	_, err := c.Produce(ctx, "t", &serialize.Record{Value: []byte("x")})
 	if !errors.Is(err, wire.OutcomeUnknown) || !strings.Contains(err.Error(), "stands still") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// The watch that came due in the cycle in which the connection was lost used it.
+func TestWatchOfLostConnection(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	t.Cleanup(cancel)
+	c := startMute(t, ctx)
+	l := c.link
+	produced := make(chan error, 1)
+	go func() {
+		_, err := c.Produce(ctx, "t", &serialize.Record{Value: []byte("x")})
+		produced <- err
+	}()
+	for sent := false; !sent; {
+		_ = c.host.loop.Do(func() { sent = l.calls.used > 0 })
+	}
+	lost := errors.New("lost")
+	_ = c.host.loop.Do(func() {
+		l.loop.After(100*time.Microsecond, func() { l.conn.Close(lost) })
+		l.timer.Stop()
+		l.patience = time.Millisecond
+		l.watch(l.patience)              // has heard nothing for so long
+		time.Sleep(5 * time.Millisecond) // then both are due in one cycle
+	})
+	if err := <-produced; err == nil || !strings.Contains(err.Error(), lost.Error()) {
+		t.Errorf("got %v", err)
+	}
+	for up := false; !up; {
+		_ = c.host.loop.Do(func() { up = l.state == linkUp })
 	}
 }
