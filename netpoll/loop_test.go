@@ -1,6 +1,7 @@
 package netpoll
 
 import (
+	"container/heap"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -112,6 +113,35 @@ func TestTimers(t *testing.T) {
 	l.timers.run(1)
 	if runs != 1 {
 		t.Errorf("ran %d times in one cycle", runs)
+	}
+}
+
+// A timer that another one of its cycle stopped fired nevertheless.
+func TestTimerStoppedByOneBefore(t *testing.T) {
+	var h timerHeap
+	fired := 0
+	arm := func(at int64, fn func()) *Timer {
+		tm := &Timer{at: at, fn: fn, heap: &h}
+		heap.Push(&h, tm)
+		return tm
+	}
+	var stopped, again *Timer
+	arm(1, func() {
+		if !stopped.Stop() || stopped.Stop() {
+			t.Error("Stop of a timer that is due, twice")
+		}
+		again.Reset(5)
+		again.Stop()
+	})
+	stopped, again = arm(2, func() { fired++ }), arm(2, func() { fired++ })
+	h.run(3)
+	h.run(6)
+	if fired != 0 {
+		t.Errorf("%d stopped timers fired", fired)
+	}
+	again.Reset(7)
+	if h.run(7); fired != 1 || again.Stop() {
+		t.Errorf("%d fired, armed again", fired)
 	}
 }
 

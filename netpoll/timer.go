@@ -9,9 +9,12 @@ import (
 type Timer struct {
 	at    int64
 	fn    func()
-	index int // in the heap; -1 when not armed
+	index int // in the heap; timerDue; -1 when not armed
 	heap  *timerHeap
 }
+
+// timerDue is the index of one that fires in this cycle, behind others.
+const timerDue = -2
 
 // At runs fn in the first duty cycle at or after the Loop.Now value at.
 func (l *Loop) At(at int64, fn func()) *Timer {
@@ -25,10 +28,14 @@ func (l *Loop) After(d time.Duration, fn func()) *Timer { return l.At(l.now+int6
 
 // Stop disarms the timer; false if it already ran or was stopped.
 func (t *Timer) Stop() bool {
-	if t.index < 0 {
+	switch {
+	case t.index == timerDue:
+		t.index = -1
+	case t.index < 0:
 		return false
+	default:
+		heap.Remove(t.heap, t.index)
 	}
-	heap.Remove(t.heap, t.index)
 	return true
 }
 
@@ -79,10 +86,13 @@ func (h *timerHeap) run(now int64) int {
 	}
 	var due []*Timer
 	for len(*h) > 0 && (*h)[0].at <= now {
-		due = append(due, heap.Pop(h).(*Timer))
+		t := heap.Pop(h).(*Timer)
+		t.index = timerDue
+		due = append(due, t)
 	}
 	for _, t := range due {
-		if t.index < 0 { // not re-armed by an earlier one
+		if t.index == timerDue { // not stopped or re-armed by an earlier one
+			t.index = -1
 			t.fn()
 		}
 	}
