@@ -15,9 +15,8 @@ import (
 
 const (
 	// asyncEvery is how often a device that is busy looks for asynchronous events: a
-	// system call, in front of what woke the loop. One that sleeps is woken by them, and
-	// completions tell most of what they do.
-	asyncEvery = 100_000_000 // ns
+	// system call. One that sleeps is woken by them.
+	asyncEvery = 10_000_000 // ns
 	// maxEvents bounds the events that nobody has polled, besides one for each queue
 	// pair in error; the kernel keeps the rest.
 	maxEvents = 256
