@@ -52,9 +52,9 @@ type ClientConfig struct {
 // any goroutine but the loop's.
 //
 // When the connection is lost, or requests have waited for 45 s while nothing came, the
-// client dials again and again. Records without an answer complete with an error: wire.OutcomeUnknown if they were sent, else
-// wire.BrokerUnreachable, as all records do until there is a connection again. It
-// never sends anything twice.
+// client dials again and again. Records without an answer complete with an error:
+// wire.OutcomeUnknown if they were sent, else wire.BrokerUnreachable, as all records do
+// until there is a connection again. It never sends anything twice.
 type Client struct {
 	host    *host
 	link    *link

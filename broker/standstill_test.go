@@ -3,8 +3,6 @@ package broker
 import (
 	"context"
 	"errors"
-	"io"
-	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -47,7 +45,7 @@ func startMute(t *testing.T, ctx context.Context) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := Connect(ctx, ClientConfig{URL: ln.URL(), Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	c, err := Connect(ctx, ClientConfig{URL: ln.URL(), Logger: quietLogger})
 	if err != nil {
 		t.Fatal(err)
 	}

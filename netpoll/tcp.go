@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"sync"
@@ -125,26 +126,32 @@ func ListenError(url string, err error) error {
 	return fmt.Errorf("cannot listen on %s: %w", url, err)
 }
 
+// Accept waits for the next connection of ln. It tries again where the process is out of
+// descriptors, or a connection died in the queue, and says so in the log once each time.
+// The only error is net.ErrClosed. Any goroutine.
+func Accept(ln net.Listener, log *slog.Logger) (net.Conn, error) {
+	for failed := false; ; failed = true {
+		nc, err := ln.Accept()
+		if err == nil || errors.Is(err, net.ErrClosed) {
+			return nc, err
+		}
+		if !failed {
+			log.Error("accept failed; trying again (ulimit -n bounds open files)", "listen", ln.Addr(), "err", err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 // accept runs on a goroutine of its own: connection set-up is not the data path,
 // and the net package does it well.
 func (t *TCP) accept(ln net.Listener, h Handler) {
 	defer t.setups.Done()
 	slots := make(chan struct{}, maxHandshakes)
-	failing := false
 	for {
-		nc, err := ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		nc, err := Accept(ln, t.loop.log)
+		if err != nil {
 			return
 		}
-		if err != nil { // out of descriptors, or a connection that died in the queue
-			if !failing { // once is enough until it succeeds
-				t.loop.log.Error("accept failed; trying again (ulimit -n bounds open files)", "listen", ln.Addr(), "err", err)
-			}
-			failing = true
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		failing = false
 		slots <- struct{}{}
 		t.setups.Add(1)
 		go func() {

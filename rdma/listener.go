@@ -46,21 +46,11 @@ func (l *listener) Close() error { return l.ln.Close() }
 func (l *listener) accept() {
 	defer l.el.setups.Done()
 	slots := make(chan struct{}, maxHandshakes)
-	failing := false
 	for {
-		nc, err := l.ln.Accept()
-		if errors.Is(err, net.ErrClosed) {
+		nc, err := netpoll.Accept(l.ln, l.el.loop.Logger())
+		if err != nil {
 			return
 		}
-		if err != nil { // out of descriptors, or a connection that died in the queue
-			if !failing { // once is enough until it succeeds
-				l.el.loop.Logger().Error("accept failed; trying again (ulimit -n bounds open files)", "listen", l.ln.Addr(), "err", err)
-			}
-			failing = true
-			time.Sleep(10 * time.Millisecond)
-			continue
-		}
-		failing = false
 		for taken := false; !taken; {
 			select {
 			case slots <- struct{}{}:

@@ -39,8 +39,8 @@ type SendWR struct {
 	Signaled bool   // ask for a completion; errors always complete
 	Inline   bool   // the device copies Data at the post
 	// Late says that nobody waits for the completion: it may come some milliseconds
-	// late, or tens of them where the two ends share memory. A device that sends acknowledgements itself then saves those that would
-	// wake two programs for nothing.
+	// late, or tens of them where the two ends share memory. A device that sends
+	// acknowledgements itself then saves those that would wake two programs for nothing.
 	Late bool
 
 	RemoteAddr uint64 // WRITE, READ, atomics: MR.RemoteAddr of the peer; for atomics a multiple of 8

@@ -53,7 +53,7 @@ func produceCommand() *cobra.Command {
 		Short: "Store messages, one per line of a file",
 		Long: `Store messages, one per line of a file, without its newline. The last line counts with or without one.
 It ends when every message was acknowledged; otherwise it says which were not, with exit status 1. On SIGINT
-or SIGTERM it reads no more, and what it has read is still stored.`,
+or SIGTERM it reads no more, says from which line on nothing was sent, and stores what was.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if to == "" || topic == "" {
