@@ -107,6 +107,25 @@ func TestCRCOfPieces(t *testing.T) {
 	}
 }
 
+// The sums change their way at certain lengths: each side of these, with a page
+// behind them that must not be read.
+func TestCRCAtLengths(t *testing.T) {
+	const many = 11_520 // what crcFold on amd64 takes in one round of its mix; crc3 on arm64 takes 1,536
+	longest := guarded(t, 5*many)
+	rng := rand.New(rand.NewPCG(17, 18))
+	for i := range longest {
+		longest[i] = byte(rng.Uint32())
+	}
+	for _, around := range []int{0, 256, 512, 1536, 3072, many, many + 256, 2*many + 256, 4*many + 256} {
+		for n := max(0, around-70); n <= around+70; n++ {
+			in := longest[len(longest)-n:]
+			if got, want := updateCRC(uint32(n), in), updateCRCGeneric(uint32(n), in); got != want {
+				t.Fatalf("%d bytes: %08x, want %08x", n, got, want)
+			}
+		}
+	}
+}
+
 // Every number of a packed column is read back, whatever its width and however many
 // share the last byte.
 func TestPackColumn(t *testing.T) {
