@@ -262,6 +262,19 @@ func TestNoSuchDevice(t *testing.T) {
 		!strings.Contains(rep.Skipped[0].Reason, "rxe77") || !strings.Contains(rep.Skipped[0].Fix, "softroce+udp") {
 		t.Errorf("%v, %+v", err, rep)
 	}
+	// Of several, each is measured or told.
+	rep, err = run(t, bench.Options{Workloads: []string{"rtt"}, Transports: []string{"rdma:softroce+udp", "rdma:rxe77", "rdma:softroce+packet"}, Quick: true, Duration: 20 * time.Millisecond})
+	told := map[string]bool{}
+	for _, r := range rep.Results {
+		told[r.Device] = true
+	}
+	for _, s := range rep.Skipped {
+		device, _, _ := strings.Cut(s.Reason, ":")
+		told[device] = true
+	}
+	if !errors.Is(err, bench.ErrSkipped) || len(told) != 3 || !told["rxe77"] || !told["softroce+udp"] || !told["softroce+packet"] {
+		t.Errorf("%v, skipped %+v, results %+v", err, rep.Skipped, rep.Results)
+	}
 	rep, err = run(t, bench.Options{Workloads: []string{"rtt"}, Transports: []string{"dpdk:net_memif"}, Quick: true, Duration: 20 * time.Millisecond})
 	if err != nil && !errors.Is(err, bench.ErrSkipped) {
 		t.Fatal(err)

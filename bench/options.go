@@ -17,7 +17,8 @@ import (
 
 // Options say what to measure. Zero values mean the defaults.
 type Options struct {
-	// Transports to compare, each with all its devices, or as SCHEME:DEVICE with that one;
+	// Transports to compare, each with all its devices, or as SCHEME:DEVICE with that one
+	// (and with others of it that are named in the same way);
 	// nil: all, and one that cannot run here is skipped without being an error.
 	Transports []string
 	// Topology is local (loopback and shared memory) or netns (two network
@@ -131,18 +132,24 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// wanted tells whether a transport was asked for, and the only device of it to be
-// measured; empty: all.
-func (o *Options) wanted(scheme string) (device string, ok bool) {
-	if len(o.Transports) == 0 {
-		return "", true
-	}
+// wanted tells whether a transport was asked for, and which devices of it are to be
+// measured; none named: all.
+func (o *Options) wanted(scheme string) (devices []string, ok bool) {
+	all := len(o.Transports) == 0
 	for _, t := range o.Transports {
-		if s, device, _ := strings.Cut(t, ":"); s == scheme {
-			return device, true
+		s, device, _ := strings.Cut(t, ":")
+		switch {
+		case s != scheme:
+		case device == "":
+			all = true
+		default:
+			devices = append(devices, device)
 		}
 	}
-	return "", false
+	if all {
+		return nil, true
+	}
+	return devices, len(devices) > 0
 }
 
 type silent struct{}

@@ -103,26 +103,37 @@ func (r *runner) probe(ctx context.Context) (skipped, err error) {
 		if !wanted {
 			continue
 		}
-		known := only == ""
+		known := make([]bool, len(only))
 		var names []string
 		for _, d := range r.devicesOf(&t) {
 			names = append(names, d.Name)
-			if only != "" && d.Name != only && d.Also != only {
+			chosen := len(only) == 0
+			for i, name := range only {
+				if name == d.Name || name == d.Also {
+					known[i], chosen = true, true
+				}
+			}
+			if !chosen {
 				continue
 			}
-			known = true
 			un, err := r.probeDevice(ctx, &t, &d)
 			if err != nil {
 				return nil, err
 			}
 			if un != nil {
 				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: d.Name + ": " + un.Reason, Fix: un.Fix})
+				if len(only) > 0 {
+					skipped = ErrSkipped
+				}
 				continue
 			}
 			r.devices[t.Scheme] = append(r.devices[t.Scheme], d)
 		}
-		if !known {
-			r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: only + ": there is no such device", Fix: "name one of " + strings.Join(names, ", ") + "; millrace doctor tells more"})
+		for i, name := range only {
+			if !known[i] {
+				r.rep.Skipped = append(r.rep.Skipped, report.Skip{Transport: t.Scheme, Reason: name + ": there is no such device", Fix: "name one of " + strings.Join(names, ", ") + "; millrace doctor tells more"})
+				skipped = ErrSkipped
+			}
 		}
 		if named && !r.has(t.Scheme) {
 			skipped = ErrSkipped

@@ -56,7 +56,7 @@ both runs' repetitions together (with --quick there is one repetition, no spread
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
 	fl := cmd.Flags()
-	fl.StringSliceVar(&f.transports, "transports", nil, "transports to compare: tcp,rdma,dpdk, or with one device only as rdma:mlx5_0 (default all that can run here)")
+	fl.StringSliceVar(&f.transports, "transports", nil, "transports to compare: tcp,rdma,dpdk, or with one device only as rdma:mlx5_0, once for each (default all that can run here)")
 	fl.StringVar(&f.options.Topology, "topology", "local", "local, or netns: two network namespaces joined by a veth pair (root)")
 	fl.StringVar(&f.workload, "workload", "all", strings.Join(bench.Workloads, ", ")+" or all; several with commas")
 	fl.IntVar(&f.options.Size, "size", 0, "bytes of every message (default 128 for rtt, as said for stream and matched, else the built-in sample)")
