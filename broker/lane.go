@@ -91,7 +91,7 @@ const minBackendHeadroom = 32
 func (la *lane) SendBatch(id uint64, b *hugepages.Buf, _ int) error {
 	l := la.link
 	head := wire.ProduceHeaderBytes(la.topic)
-	c := call{lane: la, batch: id, sentAt: l.loop.Clock()}
+	c := call{lane: la, batch: id, sentAt: l.clock()}
 	if b.Headroom() < head+minBackendHeadroom {
 		return la.sendCopy(b, head, c)
 	}
@@ -209,7 +209,7 @@ func (la *lane) appendBatch(m *netpoll.Message, batch serialize.Info, records *s
 	if !la.batcher.Seal() {
 		return batcher.ErrFull
 	}
-	err := l.pass(m, call{produce: reply, sentAt: l.loop.Clock()})
+	err := l.pass(m, call{produce: reply, sentAt: l.clock()})
 	if err == nil {
 		l.passed.Add(1)
 	}

@@ -93,7 +93,7 @@ type call struct {
 	batch   uint64
 	produce produceReply // a batch that was passed on
 	query   queryReply   // a Fetch or Metadata
-	sentAt  int64        // Loop.Clock; of batches
+	sentAt  int64        // link.clock; of batches
 }
 
 // produceReply and queryReply take the answer to a request, on the loop's
@@ -396,11 +396,20 @@ func (l *link) answered(m *netpoll.Message, frame []byte) error {
 	return fmt.Errorf("%w: a %v was not expected", wire.ErrFrame, h.Kind)
 }
 
+// clock is the time for onSendRT, 0 if nobody asks.
+func (l *link) clock() int64 {
+	if l.onSendRT == nil {
+		return 0
+	}
+	return l.loop.Precise()
+}
+
 func (l *link) acked(frame []byte) error {
 	acks, err := wire.ParseAcks(frame)
 	if err != nil {
 		return err
 	}
+	now := l.clock()
 	for i := range acks.Len() {
 		a := acks.At(i)
 		switch c := l.calls.at(a.Correlation); {
@@ -411,7 +420,7 @@ func (l *link) acked(frame []byte) error {
 		}
 		c, _ := l.calls.take(a.Correlation)
 		if l.onSendRT != nil {
-			l.onSendRT(l.loop.Clock() - c.sentAt)
+			l.onSendRT(now - c.sentAt)
 		}
 		if c.lane == nil {
 			c.produce.acked(a.Base)

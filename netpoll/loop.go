@@ -58,6 +58,11 @@ const (
 	// Each time costs about as much as a message, or, where a thread has to be woken
 	// to look for them, as much as ten.
 	yieldNanos = int64(100 * time.Microsecond)
+	// rescheduleNanos is how often a loop that sleeps lets the Go scheduler see it. The
+	// runtime's monitor takes the P of a goroutine that it did not see scheduled for 10 ms
+	// while that is in a system call, and then looks every 20 µs for a while: as many
+	// timers as the loop has sleeps.
+	rescheduleNanos = int64(5 * time.Millisecond)
 	// sharedNanos is how long after its last use by another goroutine a loop on a
 	// process's only P reckons with another: longer than most round trips.
 	sharedNanos = int64(100 * time.Millisecond)
@@ -115,6 +120,7 @@ type Loop struct {
 
 	workAt  int64 // start of the last cycle in which a backend found work
 	yielded int64 // when other goroutines last had their turn
+	resched int64 // when Run's goroutine was last scheduled
 	usedAt  int64 // when another goroutine last had something done, by Submit or Borrow
 	spareP  bool  // there are more Ps than this loop's
 	watch   spinner
@@ -207,6 +213,9 @@ func (l *Loop) Now() int64 { return l.now }
 
 // Clock reads the clock that Now caches. Any goroutine.
 func (l *Loop) Clock() int64 { return int64(time.Since(l.start)) }
+
+// Precise is Clock in a third of its time, for handlers and for hooks.
+func (l *Loop) Precise() int64 { return l.ticks.read() }
 
 // Submit runs fn on the loop's goroutine, in submission order. Any goroutine.
 // ErrBackpressure if the queue is full, ErrLoopClosed after the loop stopped; fn
@@ -369,7 +378,7 @@ func (l *Loop) Run() error {
 			l.idle.worked(l.now, end)
 		}
 		l.now = end
-		if work > 0 && !l.spareP && (end-l.usedAt < sharedNanos || running.Load() > 1) || end-l.yielded >= yieldNanos {
+		if work > 0 && !l.spareP && (end-l.usedAt < sharedNanos || running.Load() > 1) || end-l.yielded >= yieldNanos || work > 0 && end-l.resched >= rescheduleNanos {
 			l.yield()
 		}
 		if until := l.idle.napUntil(work); until > l.now {
@@ -397,7 +406,7 @@ func (l *Loop) yield() {
 	}
 	runtime.Gosched()
 	l.now = l.ticks.read()
-	l.yielded = l.now
+	l.yielded, l.resched = l.now, l.now
 }
 
 // cycle is one duty cycle.

@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -133,8 +134,10 @@ type producer struct {
 	failed context.CancelCauseFunc
 
 	appended uint64
-	unsent   int64 // messages that fell due in the window and were not sent
-	backlog  int64 // of those due, not acknowledged when the window closed
+	key      [keyBytes]byte
+	record   serialize.Record // the one that is being appended
+	unsent   int64            // messages that fell due in the window and were not sent
+	backlog  int64            // of those due, not acknowledged when the window closed
 
 	completed atomic.Uint64
 	waiting   atomic.Bool
@@ -163,7 +166,7 @@ func newProducer(ctx context.Context, l *load, id uint32) (*producer, error) {
 
 // acknowledged records how long a batch was under way. On Complete's goroutine.
 func (p *producer) acknowledged(nanos int64) {
-	if now := time.Now(); p.l.w.counts(now) && !p.l.w.over(now) {
+	if now := p.clock.now(p.out.cycle()); p.l.w.counts(now) && !p.l.w.over(now) {
 		p.sendRT.Record(time.Duration(nanos))
 	}
 }
@@ -200,13 +203,13 @@ func (p *producer) drain(ctx context.Context) error {
 
 // send appends the next message.
 func (p *producer) send(ctx context.Context, at time.Time) error {
-	var key [keyBytes]byte
-	putKey(key[:], p.id, p.appended)
-	r := serialize.Record{Key: key[:], Value: p.l.message(p.id, p.appended), Timestamp: at.UnixMilli()}
+	r := &p.record
+	putKey(p.key[:], p.id, p.appended)
+	*r = serialize.Record{Key: p.key[:], Value: p.l.message(p.id, p.appended), Timestamp: at.UnixMilli()}
 	if r.Value == nil {
 		r.Value = []byte{} // nil means a deletion
 	}
-	if err := p.out.append(ctx, &r, p.appended); err != nil {
+	if err := p.out.append(ctx, r, p.appended); err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			return cause
 		}
@@ -273,6 +276,10 @@ func (p *producer) due(seq uint64) time.Time {
 // fell due meanwhile are then sent at once, and what they waited counts.
 const shortestSleep = 200 * time.Microsecond
 
+// scheduleEvery is how often a producer that sleeps lets the Go scheduler see it; see
+// netpoll's loop, which does the same.
+const scheduleEvery = 5 * time.Millisecond
+
 func later(a, b time.Time) time.Time {
 	if a.After(b) {
 		return a
@@ -282,18 +289,24 @@ func later(a, b time.Time) time.Time {
 
 func (p *producer) openLoop(ctx context.Context) error {
 	now := time.Now()
-	for {
+	scheduled := now
+	for n := 1; ; n++ {
 		due := p.due(p.appended)
 		if p.l.w.over(due) {
 			break
+		}
+		if due.After(now) || n%clockEvery == 0 {
+			now = time.Now()
 		}
 		if due.After(now) {
 			if err := p.out.flush(); err != nil {
 				return err
 			}
+			if now.Sub(scheduled) >= scheduleEvery {
+				runtime.Gosched()
+				scheduled = now
+			}
 			now = sleepUntil(ctx, later(due, now.Add(shortestSleep)))
-		} else {
-			now = time.Now()
 		}
 		if p.l.w.over(now) {
 			break

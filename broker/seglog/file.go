@@ -12,8 +12,8 @@ import (
 // File is one segment file. OpenFile of Options can replace it, to inject faults.
 type File interface {
 	io.ReaderAt
-	// Writev writes all of iov at byte at and returns how many bytes were written,
-	// all of them unless err is set.
+	// Writev writes all of iov, none of which is empty, at byte at and returns how many
+	// bytes were written, all of them unless err is set. One goroutine at a time.
 	Writev(iov [][]byte, at int64) (int64, error)
 	Truncate(size int64) error
 	// Sync is fdatasync(2).
@@ -32,7 +32,7 @@ func OpenFile(path string, create bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{f, int(f.Fd())}, nil
+	return &osFile{File: f, fd: int(f.Fd())}, nil
 }
 
 // allocator is what a File implements besides if blocks can be reserved for it.
@@ -44,7 +44,8 @@ type allocator interface {
 
 type osFile struct {
 	*os.File
-	fd int
+	fd     int
+	gather gather
 }
 
 // Allocate implements allocator.
@@ -82,7 +83,7 @@ func (f *osFile) writeSome(iov [][]byte, skip int, at int64) (int, error) {
 	if skip > 0 { // a short write ended inside iov[0]; finish that alone
 		return unix.Pwrite(f.fd, iov[0][skip:], at)
 	}
-	return unix.Pwritev(f.fd, iov[:min(len(iov), maxIovecs)], at)
+	return f.gather.pwritev(f.fd, iov[:min(len(iov), maxIovecs)], at)
 }
 
 func (f *osFile) Sync() error {
