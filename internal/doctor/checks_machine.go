@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // oldestKernel is the oldest that millrace is tested on in one form or another:
@@ -124,6 +125,27 @@ func cpus(_ context.Context, h *Host) Check {
 		c.Fix = "run with --idle efficient, or give the process a second CPU"
 	}
 	return c
+}
+
+// idleCPUs looks at what a virtual CPU does that has nothing to do
+// (Documentation/virt/guest-halt-polling.rst).
+func idleCPUs(_ context.Context, h *Host) Check {
+	const file = "sys/module/haltpoll/parameters/guest_halt_poll_ns"
+	driver, _ := h.read("sys/devices/system/cpu/cpuidle/current_driver")
+	nanos, ok := h.number(file)
+	switch {
+	case driver == "":
+		return Check{Found: "this kernel does not tell what they do"}
+	case driver != "haltpoll" || !ok:
+		return Check{Found: "driver " + driver}
+	case nanos > 0:
+		return Check{Found: fmt.Sprintf("haltpoll: they poll for up to %v before they halt", time.Duration(nanos))}
+	}
+	return Check{
+		Status: Degraded, Found: "haltpoll, guest_halt_poll_ns 0: they halt at once, which leaves the virtual machine",
+		Means: "each short sleep and each wake-up of a loop takes about 10 µs more CPU: a third of a busy broker that sleeps",
+		Fix:   "echo 200000 > /" + file + " (it was 0), if the host may spend CPU time on polling",
+	}
 }
 
 // flag is a file that holds 1.

@@ -74,6 +74,7 @@ var checks = []check{
 	{"kernel", kernel},
 	{"cpu features", cpuFeatures},
 	{"cpus", cpus},
+	{"idle cpus", idleCPUs},
 	{"clock", clock},
 	{"huge pages", hugePages},
 	{"transparent huge pages", transparentHugePages},

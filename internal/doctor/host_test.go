@@ -42,11 +42,13 @@ func (f files) with(changes files) files {
 }
 
 const (
-	hugeDir  = "sys/kernel/mm/hugepages/hugepages-2048kB/"
-	clockDir = "sys/devices/system/clocksource/clocksource0/"
-	thpFile  = "sys/kernel/mm/transparent_hugepage/enabled"
-	release  = "6.1.0-x"
-	modules  = "lib/modules/6.1.0-x/"
+	hugeDir    = "sys/kernel/mm/hugepages/hugepages-2048kB/"
+	idleDriver = "sys/devices/system/cpu/cpuidle/current_driver"
+	haltPoll   = "sys/module/haltpoll/parameters/guest_halt_poll_ns"
+	clockDir   = "sys/devices/system/clocksource/clocksource0/"
+	thpFile    = "sys/kernel/mm/transparent_hugepage/enabled"
+	release    = "6.1.0-x"
+	modules    = "lib/modules/6.1.0-x/"
 )
 
 // wellServer is a machine on which nothing is amiss.
@@ -72,6 +74,7 @@ func wellServer() files {
 		"sys/devices/system/cpu/online":            "0-7",
 		"sys/devices/system/cpu/isolated":          "\n",
 		"sys/devices/system/cpu/smt/active":        "1",
+		idleDriver:                                 "intel_idle",
 		clockDir + "current_clocksource":           "tsc",
 		clockDir + "available_clocksource":         "tsc hpet",
 		hugeDir + "nr_hugepages":                   "512",
@@ -222,6 +225,8 @@ func TestFindings(t *testing.T) {
 		{name: "isolated cpus", files: files{"sys/devices/system/cpu/isolated": "6-7"}, check: "cpus", status: OK, found: "isolated 6-7"},
 
 		{name: "slow clock", files: files{clockDir + "current_clocksource": "hpet"}, check: "clock", status: Degraded, found: "hpet", fix: "echo tsc >"},
+		{name: "halting CPUs", files: files{idleDriver: "haltpoll", haltPoll: "0"}, check: "idle cpus", status: Degraded, found: "halt at once", fix: "echo 200000 >"},
+		{name: "polling CPUs", files: files{idleDriver: "haltpoll", haltPoll: "200000"}, check: "idle cpus", status: OK, found: "up to 200µs"},
 		{name: "slow clock only", files: files{clockDir + "current_clocksource": "acpi_pm", clockDir + "available_clocksource": "acpi_pm"}, check: "clock", status: Degraded, found: "acpi_pm"},
 
 		{name: "no huge pages reserved", files: files{hugeDir + "nr_hugepages": "0", hugeDir + "free_hugepages": "0"}, check: "huge pages", status: Degraded, found: "0 of 0 free", fix: "sysctl -w vm.nr_hugepages=128"},
