@@ -147,17 +147,19 @@ func (b *Batch) Timestamp(i int) int64 {
 }
 
 // Record is record i.
-func (b *Batch) Record(i int) Record {
+func (b *Batch) Record(i int) (r Record) {
 	start := b.start(i)
-	return b.record(i, start, start+b.sumMin+b.at(&b.value, i)+b.at(&b.key, i)+b.at(&b.header, i), b.Timestamp(i))
+	b.record(&r, i, start, start+b.sumMin+b.at(&b.value, i)+b.at(&b.key, i)+b.at(&b.header, i), b.Timestamp(i))
+	return r
 }
 
-// record is record i, which lies at payload[start:end].
-func (b *Batch) record(i int, start, end uint32, timestamp int64) Record {
-	r := Record{Timestamp: timestamp}
+// record makes r, which is zero, record i, which lies at payload[start:end]. It does
+// so in the caller's result: a copy of words just written would wait for them.
+func (b *Batch) record(r *Record, i int, start, end uint32, timestamp int64) {
+	r.Timestamp = timestamp
 	if b.simple {
 		r.Value = b.payload[start:end:end]
-		return r
+		return
 	}
 	a := b.attributes(i)
 	valueAt := start + b.keyLen(i)
@@ -171,7 +173,6 @@ func (b *Batch) record(i int, start, end uint32, timestamp int64) Record {
 	if headersAt < end {
 		r.Headers = b.payload[headersAt:end:end]
 	}
-	return r
 }
 
 func (b *Batch) keyLen(i int) uint32    { return b.key.min + b.at(&b.key, i) }

@@ -102,6 +102,31 @@ func visit(b *testing.B, open func([]byte) (Batch, error), enc []byte) (sum int)
 func BenchmarkVisit(b *testing.B)        { benchVisit(b, Open) }
 func BenchmarkVisitTrusted(b *testing.B) { benchVisit(b, OpenTrusted) }
 
+// BenchmarkVisitRecords visits whole records, not their values alone.
+func BenchmarkVisitRecords(b *testing.B) {
+	benchShapes(b, func(b *testing.B, rs []Record) {
+		enc := encode(b, 1<<20, rs...)
+		sum := 0
+		for b.Loop() {
+			sum += visitRecords(b, enc)
+		}
+		if sum%payloadBytes(rs) != 0 {
+			b.Fatal("not every byte was visited")
+		}
+	})
+}
+
+func visitRecords(b *testing.B, enc []byte) (sum int) {
+	batch, err := OpenTrusted(enc)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, r := range batch.All() {
+		sum += len(r.Key) + len(r.Value) + len(r.Headers)
+	}
+	return sum
+}
+
 func BenchmarkValueByIndex(b *testing.B) {
 	rs := benchRecords(1000, 130)
 	batch, err := Open(encode(b, 1<<20, rs...))

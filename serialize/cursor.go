@@ -143,12 +143,13 @@ func (c *Cursor) Timestamp() int64 {
 }
 
 // Record is the record.
-func (c *Cursor) Record() Record {
+func (c *Cursor) Record() (r Record) {
 	k := c.i & (blockRecords - 1)
 	from, end := c.bounds[k], c.bounds[k+c.gap]
 	if !c.b.simple {
 		from = min(from, end) - c.b.keyLen(c.i)
 		end += c.b.headerLen(c.i)
 	}
-	return c.b.record(c.i, from, end, c.Timestamp())
+	c.b.record(&r, c.i, from, end, c.Timestamp())
+	return r
 }
