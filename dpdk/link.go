@@ -202,7 +202,9 @@ func (l *Link) TxAlloc(frames []softroce.Frame) int {
 			l.spare = l.spare[:len(l.spare)-1]
 			l.slots[slot] = l.tx[i]
 			data := l.tx[i].Data[l.hdr:]
-			frames[done] = softroce.Frame{Data: data[:min(len(data), l.attr.MTU)], Handle: uint64(slot)}
+			f := &frames[done] // not by a literal, see Frame.Set
+			f.Data, f.Len, f.Path, f.Src = data[:min(len(data), l.attr.MTU)], 0, nil, netip.AddrPort{}
+			f.Pseudo, f.Idents, f.Handle = nil, nil, uint64(slot)
 			done++
 		}
 		if got < want {
@@ -331,7 +333,9 @@ func (l *Link) accept(frame []byte, out *softroce.Frame) Drop {
 	if why := l.parse.parse(frame, &p); why != accepted {
 		return why
 	}
-	*out = softroce.Frame{Data: p.payload, Len: len(p.payload), Src: p.src}
+	// Not by a literal, see Frame.Set.
+	out.Data, out.Len, out.Path, out.Src = p.payload, len(p.payload), nil, p.src
+	out.Pseudo, out.Idents, out.Handle = nil, nil, 0
 	if p.canonical && l.knows(p.src) {
 		if l.hdr == headerBytes4 && l.cfg.Local.Addr().Is4() {
 			l.usual.learn(frame, p.src)

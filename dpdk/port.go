@@ -41,6 +41,13 @@ type Frame struct {
 	Handle uint64 // the port's own (mbuf pointer, descriptor index)
 }
 
+// Set fills in all of f. Ports use it for each frame: a composite literal is built on the
+// stack in words and copied from there in pairs of words, for which the CPU waits until
+// the words have left its store buffer.
+func (f *Frame) Set(data []byte, n int, handle uint64) {
+	f.Data, f.Len, f.Handle = data, n, handle
+}
+
 // PortInfo describes a Port.
 type PortInfo struct {
 	Name   string // net_memif0, memif, …

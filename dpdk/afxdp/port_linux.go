@@ -178,7 +178,7 @@ func (p *Port) AllocBurst(frames []dpdk.Frame) int {
 	for i := range n {
 		f := p.pop()
 		at := int(f) * p.frameBytes
-		frames[i] = dpdk.Frame{Data: p.mem[at : at+p.frameBytes : at+p.frameBytes], Handle: uint64(at)}
+		frames[i].Set(p.mem[at:at+p.frameBytes:at+p.frameBytes], 0, uint64(at))
 	}
 	p.sending += n
 	return n
@@ -233,7 +233,7 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 	for i := range n {
 		d := p.rx.desc(p.rx.own + i)
 		end := (d.Addr/uint64(p.frameBytes) + 1) * uint64(p.frameBytes)
-		frames[i] = dpdk.Frame{Data: p.mem[d.Addr:end:end], Len: int(d.Len), Handle: d.Addr | rxHandle}
+		frames[i].Set(p.mem[d.Addr:end:end], int(d.Len), d.Addr|rxHandle)
 	}
 	if n > 0 {
 		p.rx.consume(n)

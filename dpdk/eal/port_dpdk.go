@@ -204,7 +204,7 @@ func (p *port) AllocBurst(frames []dpdk.Frame) int {
 		}
 		c.n_alloc--
 		s := &c.alloc[c.n_alloc]
-		frames[i] = dpdk.Frame{Data: room(s), Handle: uint64(s.mbuf)}
+		frames[i].Set(room(s), 0, uint64(s.mbuf))
 	}
 	return len(frames)
 }
@@ -240,7 +240,7 @@ func (p *port) RxBurst(frames []dpdk.Frame) int {
 	for i := range n {
 		s := &c.rx[p.rxNext]
 		p.rxNext++
-		frames[i] = dpdk.Frame{Data: room(s), Len: int(s.len), Handle: uint64(s.mbuf)}
+		frames[i].Set(room(s), int(s.len), uint64(s.mbuf))
 	}
 	return n
 }

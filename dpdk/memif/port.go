@@ -212,7 +212,7 @@ func (p *Port) AllocBurst(frames []dpdk.Frame) int {
 		if data == nil {
 			return i
 		}
-		frames[i] = dpdk.Frame{Data: data, Handle: uint64(p.txNext)}
+		frames[i].Set(data, 0, uint64(p.txNext))
 		p.txNext++
 	}
 	return n
@@ -354,7 +354,7 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 		if avail == 1 && got == 0 { // nothing else is there to do meanwhile
 			prefetch(unsafe.Pointer(unsafe.SliceData(data)), min(n, prefetchBytes))
 		}
-		frames[got] = dpdk.Frame{Data: data, Len: n, Handle: rxHandle | uint64(i)}
+		frames[got].Set(data, n, rxHandle|uint64(i))
 		got++
 	}
 	if got > 0 {

@@ -98,7 +98,7 @@ func (p *domain) receive(w *rdma.RecvWR, e *recvWQE) error {
 			return fmt.Errorf("softroce: the receive buffer of %d bytes is not in memory registered in this domain; register its arena", len(w.Data))
 		}
 	}
-	*e = recvWQE{id: w.ID, data: w.Data, mr: r}
+	e.id, e.data, e.mr = w.ID, w.Data, r
 	return nil
 }
 
