@@ -131,8 +131,9 @@ type Loop struct {
 // backendState is a backend and what its loop knows of it.
 type backendState struct {
 	Backend
-	workAt       int64 // start of the last cycle in which it found work
-	notBefore    int64 // Poll not before
+	watcher      Watcher // nil if it is none
+	workAt       int64   // start of the last cycle in which it found work
+	notBefore    int64   // Poll not before
 	empty, valid int64
 }
 
@@ -174,6 +175,7 @@ func NewLoop(o Options) (*Loop, error) {
 	l.stats.polls = make([]pollStats, len(o.Backends))
 	for i, b := range o.Backends {
 		l.backends[i].Backend = b
+		l.backends[i].watcher, _ = b.(Watcher)
 		if err := b.Attach(l); err != nil {
 			err = fmt.Errorf("netpoll: backend %s: %w", b.Scheme(), err)
 			for _, attached := range o.Backends[:i] {

@@ -45,8 +45,9 @@ func (l *Loop) spin() {
 	s.words = s.words[:0]
 	for i := range l.backends {
 		b := &l.backends[i]
-		if w, watches := b.Backend.(Watcher); watches {
-			s.words, watches = w.Watch(s.words)
+		if b.watcher != nil {
+			var watches bool
+			s.words, watches = b.watcher.Watch(s.words)
 			ok = ok && watches
 		} else {
 			ok = ok && l.now < b.notBefore // it would not be asked anyway

@@ -319,15 +319,18 @@ func (c *conn) settle() int {
 		}
 		return n + 1
 	}
-	// What the handler sent leaves before receives are posted again, unless the peer would
-	// need a message of its own to hear of them.
-	if 2*(c.untold()+n+1) >= c.granted {
+	if c.tellFirst(n) {
 		c.topUp()
 	} else {
 		c.el.later = append(c.el.later, c)
 	}
 	return n
 }
+
+// tellFirst tells whether receives are posted again before what the handler of n messages
+// sent leaves: the peer would need a message of its own to hear of them. As a rule they
+// follow behind it.
+func (c *conn) tellFirst(n int) bool { return 2*(c.untold()+n+1) >= c.granted }
 
 // end closes a connection whose peer is gone, or whose device is broken, after
 // everything that arrived was delivered. It reports whether it is over.

@@ -15,6 +15,7 @@ import (
 type device struct {
 	dev         Device
 	transmitter Transmitter // nil if dev is none
+	watcher     Watcher     // nil if dev is none
 	attr        DeviceAttr
 	pd          PD
 	mr          *MR
@@ -127,6 +128,7 @@ func (el *EventLoop) acquire(key deviceKey, create func(context.Context) (Device
 func (d *device) init(el *EventLoop) (err error) {
 	d.attr, d.fd = d.dev.Attr(), d.dev.FD()
 	d.transmitter, _ = d.dev.(Transmitter)
+	d.watcher, _ = d.dev.(Watcher)
 	o := &el.opts
 	d.receives, d.receiveBytes, d.sendWRs = o.Receives, o.ReceiveBytes, o.SendWRs
 	if n := d.attr.MaxQPWR; n > 0 {

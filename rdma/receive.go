@@ -150,6 +150,9 @@ func (c *conn) deliver() int {
 	c.delivering, c.heard = true, true
 	c.ep.Lend(c.messages)
 	c.delivering = false
+	if c.dirty && len(c.el.ready) == 1 && c.lane == nil && !c.tellFirst(n) {
+		c.el.flush() // an answer need not wait for what follows
+	}
 	for i, b := range c.leases {
 		c.leases[i] = nil
 		switch {

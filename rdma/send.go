@@ -89,20 +89,23 @@ func (c *conn) post() int {
 	wrs := c.el.sendWRs[:0]
 	room := min(c.dev.sendWRs-int(c.postedWRs-c.doneWRs), cap(wrs))
 	for len(wrs) < room && c.credits > 0 && c.unposted < c.sendq.count {
-		if n, bytes, full := c.packable(); n > 1 {
-			if full && c.dev.attr.Caps.Has(CapTrains) {
-				bytes = c.segmentBytes
+		if c.unposted+1 < c.sendq.count {
+			if n, bytes, full := c.packable(); n > 1 {
+				if full && c.dev.attr.Caps.Has(CapTrains) {
+					bytes = c.segmentBytes
+				}
+				if b, err := c.el.loop.Pool().Get(bytes, hugepages.Send); err == nil {
+					wrs = append(wrs, c.pack(b, n))
+					continue
+				} // else one by one
 			}
-			if b, err := c.el.loop.Pool().Get(bytes, hugepages.Send); err == nil {
-				wrs = append(wrs, c.pack(b, n))
-				continue
-			} // else one by one
 		}
 		m := c.sendq.at(c.unposted)
 		if !m.placed && !c.place(m) {
 			break
 		}
-		wrs = append(wrs, c.nextSegment(m))
+		wrs = wrs[:len(wrs)+1]
+		c.nextSegment(m, &wrs[len(wrs)-1])
 	}
 	if c.stalls() {
 		c.el.stalled = true
@@ -211,8 +214,9 @@ func (c *conn) bare(imm uint32) SendWR {
 	return SendWR{ID: c.postedWRs, Op: OpSendImm, Imm: imm | c.grants()}
 }
 
-// nextSegment cuts the next work request from m.
-func (c *conn) nextSegment(m *outgoing) SendWR {
+// nextSegment cuts the next work request from m into wr, one of el.sendWRs: what of it no
+// message uses is zero.
+func (c *conn) nextSegment(m *outgoing, wr *SendWR) {
 	data := m.buf.Bytes()[m.posted:]
 	imm := uint32(0)
 	if len(data) > c.segmentBytes {
@@ -227,11 +231,10 @@ func (c *conn) nextSegment(m *outgoing) SendWR {
 		c.unposted++
 	}
 	imm |= c.grants()
-	wr := SendWR{ID: c.postedWRs, Op: OpSend, Data: data}
+	wr.ID, wr.Op, wr.Imm, wr.Data, wr.Signaled, wr.Late = c.postedWRs, OpSend, imm, data, false, false
 	if imm != 0 {
-		wr.Op, wr.Imm = OpSendImm, imm
+		wr.Op = OpSendImm
 	}
-	return wr
 }
 
 // grants says in an immediate what the peer may use now. Receives that are not posted

@@ -14,11 +14,10 @@ type Watcher interface {
 // Watch implements netpoll.Watcher.
 func (el *EventLoop) Watch(ws []Watched) (_ []Watched, ok bool) {
 	for _, d := range el.active {
-		w, watches := d.dev.(Watcher)
-		if !watches {
+		if d.watcher == nil {
 			return ws, false
 		}
-		if ws, ok = w.Watch(ws); !ok {
+		if ws, ok = d.watcher.Watch(ws); !ok {
 			return ws, false
 		}
 	}

@@ -200,11 +200,12 @@ func pingNet(conn *netConn, ms [][]byte, first int, w *window, t *tally) error {
 		if err != nil {
 			return err
 		}
+		took := time.Since(began)
 		if !bytes.Equal(got, m) {
 			return errEcho
 		}
 		if w.counts(began) {
-			t.addLocked(time.Since(began), len(m))
+			t.addLocked(took, len(m))
 		}
 	}
 }

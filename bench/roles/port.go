@@ -178,13 +178,14 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 		if err != nil {
 			return err
 		}
+		took := time.Since(began)
 		same := n == 1 && bytes.Equal(e.rx[0].Data[:e.rx[0].Len], m)
 		e.port.FreeBurst(e.rx[:n])
 		if !same {
 			return errEcho
 		}
 		if w.counts(began) {
-			t.add(time.Since(began), len(m))
+			t.add(took, len(m))
 		}
 	}
 	return finish(ctx, c, w, nil, t.result(w), func() {})

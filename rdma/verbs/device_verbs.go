@@ -126,13 +126,17 @@ func (d *device) freeSlot(slot uint16) {
 	d.frees = append(d.frees, slot)
 }
 
+// nobody is the user of a slot that was given up.
+var nobody user
+
 // userOf finds who posted the request with that ID; neither: it is closed.
-func (d *device) userOf(id uint64) user {
-	slot := int(uint16(id >> 32))
-	if slot >= len(d.users) || d.users[slot].gen != uint16(id>>genShift)&genMask {
-		return user{}
+func (d *device) userOf(id uint64) *user {
+	if slot := int(uint16(id >> 32)); slot < len(d.users) {
+		if u := &d.users[slot]; u.gen == uint16(id>>genShift)&genMask {
+			return u
+		}
 	}
-	return d.users[slot]
+	return &nobody
 }
 
 func open(port *Port, gid GID, o Options) (rdma.Device, error) {

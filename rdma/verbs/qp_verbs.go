@@ -315,6 +315,7 @@ func (q *queuePair) fillSend(i int, w *rdma.SendWR) error {
 			return err
 		}
 	}
+	to := &d.sends[i]
 	data, flags, lkey := w.Data, C.uint16_t(0), C.uint32_t(0)
 	if w.Signaled {
 		flags = C.MV_SIGNALED
@@ -339,10 +340,10 @@ func (q *queuePair) fillSend(i int, w *rdma.SendWR) error {
 			}
 		}
 	}
-	d.sends[i] = C.struct_mv_send{
-		id: C.uint64_t(q.tag | q.sq.set(i, w.ID)), addr: address(data), len: C.uint32_t(len(data)), lkey: lkey,
-		imm: C.uint32_t(w.Imm), op: C.uint16_t(w.Op), flags: flags,
-		remote: C.uint64_t(w.RemoteAddr), rkey: C.uint32_t(w.RKey), compare: C.uint64_t(w.Compare), swap_add: C.uint64_t(w.SwapAdd),
+	to.id, to.op, to.flags, to.imm = C.uint64_t(q.tag|q.sq.set(i, w.ID)), C.uint16_t(w.Op), flags, C.uint32_t(w.Imm)
+	to.addr, to.len, to.lkey = address(data), C.uint32_t(len(data)), lkey
+	if w.Op >= rdma.OpWrite { // what SENDs leave, the shim does not read
+		to.remote, to.rkey, to.compare, to.swap_add = C.uint64_t(w.RemoteAddr), C.uint32_t(w.RKey), C.uint64_t(w.Compare), C.uint64_t(w.SwapAdd)
 	}
 	return nil
 }
