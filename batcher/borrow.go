@@ -2,10 +2,22 @@ package batcher
 
 import "time"
 
-// signal wakes the batcher's goroutine unless that was done since the last Drain.
-func (in *Inbox) signal() {
+// What Inbox.signaled says about the records that are staged.
+const (
+	unknown = int32(iota) // the batcher's goroutine has not looked since the last came
+	held                  // they wait for an event of the loop, which needs no Wake
+	woken                 // Wake was called
+)
+
+// signal wakes the batcher's goroutine, unless that was done since the last Drain or an
+// open stage waits for the link; one that was sealed does not.
+func (in *Inbox) signal(sealed bool) {
 	// The load keeps the line shared among producers that find the inbox signaled.
-	if !in.signaled.Load() && in.signaled.CompareAndSwap(false, true) && (in.opts.Borrow == nil || !in.opts.Borrow()) {
+	switch was := in.signaled.Load(); {
+	case was == woken, was == held && !sealed, !in.signaled.CompareAndSwap(was, woken) && !sealed:
+		return
+	}
+	if in.opts.Borrow == nil || !in.opts.Borrow() {
 		in.opts.Wake()
 	}
 }

@@ -119,3 +119,31 @@ func TestLoneRecordThatMustWait(t *testing.T) {
 		r.want("[]")
 	})
 }
+
+// A record that fills its batch leaves while the link is busy, without another behind it,
+// also where one before it waits for the link.
+func TestFullBatchOfProducersLeavesThoughTheLinkIsBusy(t *testing.T) {
+	for _, c := range []struct {
+		records int
+		want    []string // what has left after each record and a Drain
+		wakes   []int
+	}{
+		{1, []string{"[1]", "[1 1]", "[1 1 1]"}, []int{0, 1, 2}},
+		{2, []string{"[1]", "[1]", "[1 2]", "[1 2]", "[1 2 2]"}, []int{0, 1, 2, 3, 4}},
+	} {
+		r, in, p, wakes, now := borrowRig(t, Options{MaxBatchRecords: c.records, PartialInFlight: 1})
+		for i, want := range c.want {
+			if err := p.Append(&serialize.Record{Value: []byte("0123456789")}, uint64(i)); err != nil {
+				t.Fatal(err)
+			}
+			if *wakes != c.wakes[i] {
+				t.Errorf("batches of %d: %d wake-ups after record %d, want %d", c.records, *wakes, i, c.wakes[i])
+			}
+			in.Drain(*now)
+			r.want(want)
+		}
+		for len(r.sink.batches) > 0 {
+			r.sink.answer(0, nil)
+		}
+	}
+}

@@ -42,7 +42,7 @@ type Inbox struct {
 	opts     InboxOptions
 	builder  *serialize.Builder
 	open     atomic.Pointer[stage] // the one being filled; sealed where there is none
-	signaled atomic.Bool           // no Wake is needed: one was called, or the records wait for an event of the loop
+	signaled atomic.Int32          // unknown, held or woken
 
 	// Once for each batch, not for each record, mu is taken by whoever opens, seals
 	// or takes a stage. No method of the batcher is called with it.
@@ -201,7 +201,7 @@ func (in *Inbox) Drain(now int64) int {
 	}
 	in.draining = true
 	defer func() { in.draining = false }()
-	in.signaled.Store(false) // before looking: what comes later wakes again
+	in.signaled.Store(unknown) // before looking: what comes later wakes again
 	in.b.now = now
 	if in.closing && now >= in.closeDeadline {
 		in.b.Fail(ErrCloseTimeout)
@@ -214,7 +214,7 @@ func (in *Inbox) Drain(now int64) int {
 		in.recycle(s)
 		// Producers may be faster than this goroutine: it has other things to do.
 		if stages++; stages == in.opts.Stages {
-			in.signal()
+			in.signal(true)
 			break
 		}
 	}
@@ -255,7 +255,7 @@ func (in *Inbox) due() *stage {
 		// Producers need not wake the loop for what waits for the link or for its time:
 		// the batcher does when the link answers, and NextDeadline tells the time.
 		in.b.held = true
-		in.signaled.Store(true)
+		in.signaled.Store(held)
 		return nil
 	}
 	s.claimed.Or(sealedBit)

@@ -651,11 +651,13 @@ func TestInboxWithoutMemory(t *testing.T) {
 	if err := p.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v", err)
 	}
-	go func() {
+	var releasing sync.WaitGroup
+	releasing.Go(func() {
 		for _, b := range hog {
 			b.Release()
 		}
-	}()
+	})
+	defer releasing.Wait()
 	for p.Append(rec, 0) != nil {
 		if err := p.Wait(t.Context()); err != nil {
 			t.Fatal(err)

@@ -52,12 +52,16 @@ func (p *Producer) Append(r *serialize.Record, token uint64) error {
 		if s.hungry.Load() > 0 && !p.share(s) {
 			return ErrFull
 		}
-		if !s.claimed.CompareAndSwap(c, c+1<<32+uint64(bytes)) {
+		claimed, full := c+1<<32+uint64(bytes), n+1 == p.in.b.opts.MaxBatchRecords
+		if full {
+			claimed |= sealedBit // it leaves without waiting for anything
+		}
+		if !s.claimed.CompareAndSwap(c, claimed) {
 			continue
 		}
 		p.note(s)
 		s.write(n, at, r, p.to, token)
-		p.in.signal()
+		p.in.signal(full)
 		return nil
 	}
 }
