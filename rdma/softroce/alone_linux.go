@@ -21,15 +21,14 @@ type alone struct {
 	singles int  // datagrams in a row that came alone
 	plain   bool // recvfrom takes them
 	row     int  // plain: datagrams since a look found nothing
+	box     mailbox
 }
 
 // took counts a look that found one packet, or more.
 func (a *alone) took(fd int, single bool) {
 	switch {
 	case a.plain:
-		if a.row++; a.row == rowMost {
-			a.reset(fd)
-		}
+		a.inRow(fd, 1)
 	case !single:
 		if a.singles >= aloneAfter {
 			a.reset(fd)
@@ -46,8 +45,16 @@ func (a *alone) took(fd int, single bool) {
 	}
 }
 
+// inRow counts packets of which no look in vain parts them from those before.
+func (a *alone) inRow(fd, n int) {
+	if a.row += n; a.row >= rowMost {
+		a.reset(fd)
+	}
+}
+
 // reset makes the kernel join packets again.
 func (a *alone) reset(fd int) {
+	a.box.close()
 	_ = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, 1) // fails where there are no trains
-	*a = alone{}
+	*a = alone{box: a.box}
 }

@@ -256,6 +256,9 @@ func (s *mmsgSocket) take(from *udpSocket, all bool) bool {
 	}
 	from.idle = errno != 0
 	if from.idle {
+		if from.box.opened {
+			from.box.looked(0)
+		}
 		s.rxCount = 1 // recvmsg may have written to the first header
 		s.rxAt = 1
 		from.misses++
@@ -264,6 +267,9 @@ func (s *mmsgSocket) take(from *udpSocket, all bool) bool {
 	}
 	from.misses = 0
 	s.rxCount, s.from = int(n), from
+	if from.box.opened {
+		from.box.looked(int(n))
+	}
 	if from.peer != nil {
 		from.took(from.fd, n == 1 && s.trainSize(0, int(s.rx[0].n)) == int(s.rx[0].n))
 	}

@@ -6,9 +6,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/millrace/millrace/rdma"
 	"github.com/millrace/millrace/rdma/roce"
 )
 
@@ -48,6 +50,8 @@ type UDPLink struct {
 	spareNo error        // why there are none
 	sink    *udpPeer     // a socket of the link's that drops all
 	sinkFD  int
+	boxes   []byte // memory of the mailboxes; nil: there are none
+	boxesNo error  // why
 
 	peers    map[netip.AddrPort]*udpPeer
 	lastName uint64 // the start of the last IPv4 sockaddr of the socket for all
@@ -262,6 +266,17 @@ func (l *UDPLink) Trains() bool { return l.sock.trains }
 // Connected is how many peers have a socket of their own, and why no peer can.
 func (l *UDPLink) Connected() (n int, err error) { return len(l.sockets) - 1, l.spareNo }
 
+// Mailboxes is how many peers' lone packets arrive without a system call now, and why
+// none can.
+func (l *UDPLink) Mailboxes() (n int, err error) {
+	for _, s := range l.sockets {
+		if s.box.opened {
+			n++
+		}
+	}
+	return n, l.boxesNo
+}
+
 // Path implements Link. The source port is the link's.
 func (l *UDPLink) Path(dst netip.AddrPort) (Path, error) {
 	if dst.Addr().Is4() != l.attr.Local.Addr().Is4() {
@@ -342,15 +357,80 @@ func (l *UDPLink) Rx(frames []Frame) int {
 		l.hot = s
 		return l.sock.hand(frames)
 	}
-	for range hotLooks {
+	if n := l.fetch(frames); n > 0 {
+		return n
+	}
+	looks := hotLooks
+	if l.hot.box.opened {
+		looks = 1
+		if !l.hot.box.owed() {
+			l.hot.row = 0
+			if l.turn%boxEvery != 0 {
+				return 0
+			}
+		}
+	}
+	for range looks {
 		if l.look(l.hot) {
 			return l.sock.hand(frames)
 		}
 		if l.wake.on {
+			return 0
+		}
+	}
+	if s := l.hot; s.plain && s.box.mem != nil && !s.box.opened {
+		s.box.open()
+	}
+	return 0
+}
+
+// fetch takes packets out of a mailbox. One that waits for packets of its socket makes
+// that the hot one.
+func (l *UDPLink) fetch(frames []Frame) int {
+	for _, s := range l.sockets[1:] {
+		if s.box.mem == nil {
+			continue
+		}
+		s.box.free() // what the last Rx handed out
+		if n := s.box.hand(frames, s.peer); n > 0 {
+			l.hot = s
+			if s.box.opened {
+				s.inRow(s.fd, n)
+			}
+			return n
+		}
+		if s.box.opened && s.box.owed() {
+			l.hot = s
 			break
 		}
 	}
 	return 0
+}
+
+// Watch implements Watcher: the mailboxes, as long as there is nothing else to look at.
+func (l *UDPLink) Watch(ws []rdma.Watched) (_ []rdma.Watched, ok bool) {
+	if !l.hot.box.opened {
+		return ws, false
+	}
+	for _, s := range l.sockets {
+		b := &s.box
+		switch {
+		case !b.opened:
+			if s.misses < coldMisses {
+				return ws, false
+			}
+		case b.owed():
+			return ws, false
+		default:
+			state := b.state()
+			old := atomic.LoadUint32(state)
+			if old == b.next+1 {
+				return ws, false
+			}
+			ws = append(ws, rdma.Watched{Word: state, Value: old}, rdma.Watched{Word: b.word(boxPassed), Value: b.taken})
+		}
+	}
+	return ws, true
 }
 
 // look takes what a socket has. A loop that sleeps between its messages finds several
@@ -383,6 +463,11 @@ func (l *UDPLink) Arm() (idle bool) {
 		return true
 	}
 	for _, s := range l.sockets {
+		if s.box.close(); s.box.mem != nil && s.box.arrived() {
+			return false
+		}
+	}
+	for _, s := range l.sockets {
 		if l.wake.watch(s.fd) != nil { // then the loop must not sleep
 			l.unwatch()
 			return false
@@ -413,5 +498,5 @@ func (l *UDPLink) Close() error {
 	for _, fd := range fds {
 		err = errors.Join(err, os.NewSyscallError("close", unix.Close(fd)))
 	}
-	return errors.Join(err, l.closeSpares(), l.wake.close())
+	return errors.Join(err, l.closeSpares(), l.closeBoxes(), l.wake.close())
 }

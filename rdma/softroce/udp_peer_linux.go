@@ -93,7 +93,13 @@ func (l *UDPLink) openSpares() (err error) {
 	if err := share(0); err != nil {
 		return err
 	}
-	return l.checkCounting()
+	if err := l.checkCounting(); err != nil {
+		return err
+	}
+	if err := l.openBoxes(l.spare); err != nil {
+		l.boxesNo = fmt.Errorf("no mailboxes (CAP_BPF, Linux 5.12): %w", err)
+	}
+	return nil
 }
 
 // closeSpares closes what openSpares opened and what is not in use.
@@ -228,6 +234,7 @@ func (l *UDPLink) disconnect(p *udpPeer) {
 	for l.sock.take(s, true) {
 	}
 	s.reset(s.fd)
+	s.box.empty()
 	l.spare = append(l.spare, s)
 }
 
@@ -274,7 +281,7 @@ func (l *UDPLink) another() *udpSocket {
 	}
 	for range n {
 		l.next = (l.next + 1) % n
-		if s := l.sockets[l.next]; s != l.hot && s.misses < coldMisses {
+		if s := l.sockets[l.next]; s != l.hot && s.misses < coldMisses && !s.box.opened {
 			return s
 		}
 	}
