@@ -18,14 +18,6 @@ import (
 // pollBurst is how many completions one crossing takes.
 const pollBurst = C.MV_POLL
 
-// A queue that was found empty spinPolls times in a row is one that a loop spins on:
-// spinLooks looks then share a crossing, and what has come waits for the rest of the
-// loop's turn less often.
-const (
-	spinPolls = 64
-	spinLooks = 16
-)
-
 // completionQueue is a CQ with a completion channel of its own.
 //
 // A completion queue that overflows is broken for good, so the queue pairs that
@@ -40,7 +32,6 @@ type completionQueue struct {
 	qps    int // work queues that complete here
 	shared []sharedUse
 	broken bool
-	empty  int       // polls in a row that found nothing
 	early  []rdma.WC // taken by purge, not yet by Poll
 }
 
@@ -140,13 +131,6 @@ func (c *completionQueue) Poll(wcs []rdma.WC) int {
 		if got < 0 {
 			c.fail(unix.Errno(-got))
 			break
-		}
-		if got == 0 {
-			if c.empty++; c.empty == spinPolls {
-				c.c.looks = spinLooks
-			}
-		} else if c.empty > 0 {
-			c.empty, c.c.looks = 0, 1
 		}
 		for i := range got {
 			if c.dev.complete(&c.dev.wcs[i], &wcs[n]) {
@@ -256,7 +240,6 @@ func (c *completionQueue) Arm() error {
 	if c.c == nil {
 		return ErrClosed
 	}
-	c.empty, c.c.looks = 0, 1
 	rc := c.dev.call(cqArm, unsafe.Pointer(c.c), 0)
 	// If not this queue made FD readable, asynchronous events may have. Reading them
 	// takes a system call, too dear for each wake-up by a message; if both came, FD stays

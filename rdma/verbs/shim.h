@@ -113,7 +113,6 @@ struct mv_cq {
 	uint32_t depth;
 	uint32_t armed; // and its event not yet taken
 	uint32_t told;  // out: whether the last mv_cq_arm took an event
-	uint32_t looks;   // in: how often mv_cq_poll looks, 1 or more
 	uint32_t unacked; // events taken and not yet acknowledged
 };
 

@@ -46,12 +46,9 @@ mv_cq_poll(struct mv_device *d)
 	struct mv_cq *c = d->queue;
 	struct ibv_wc raw[MV_POLL];
 	struct mv_wc *to = d->wc;
-	uint32_t looks = c->looks;
 	int i, n;
 
-	do
-		n = ibv_poll_cq(c->cq, d->n, raw);
-	while (n == 0 && --looks > 0);
+	n = ibv_poll_cq(c->cq, d->n, raw);
 	for (i = 0; i < n; i++) {
 		to[i].id = raw[i].wr_id;
 		to[i].status = raw[i].status;

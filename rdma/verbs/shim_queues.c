@@ -32,7 +32,6 @@ mv_cq_create(struct mv_device *d, uint32_t depth, struct mv_cq **out)
 		return rc;
 	}
 	c->depth = c->cq->cqe;
-	c->looks = 1;
 	*out = c;
 	return 0;
 }
