@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/hugepages"
+	"github.com/millrace/millrace/internal/ticks"
 )
 
 // Options configure a Loop. The zero value of a field means its default.
@@ -93,7 +94,7 @@ type Loop struct {
 	faulty bool // a flush met an error meanwhile
 
 	start  time.Time
-	ticks  tickClock // of start; see Clock for others
+	ticks  ticks.Clock // of start; see Clock for others
 	now    int64
 	timers timerHeap
 	queue  *submitQueue
@@ -167,7 +168,7 @@ func NewLoop(o Options) (*Loop, error) {
 		}
 		l.arena, l.pool = arena, hugepages.NewPool(arena)
 	}
-	l.ticks = newTickClock(l.start)
+	l.ticks = ticks.New(l.start)
 	var err error
 	if l.wake, err = newWaker(l.Clock); err != nil {
 		return nil, errors.Join(err, l.freeArena())
@@ -217,7 +218,7 @@ func (l *Loop) Now() int64 { return l.now }
 func (l *Loop) Clock() int64 { return int64(time.Since(l.start)) }
 
 // Precise is Clock in a third of its time, for handlers and for hooks.
-func (l *Loop) Precise() int64 { return l.ticks.read() }
+func (l *Loop) Precise() int64 { return l.ticks.Read() }
 
 // Submit runs fn on the loop's goroutine, in submission order. Any goroutine.
 // ErrBackpressure if the queue is full, ErrLoopClosed after the loop stopped; fn
@@ -366,14 +367,14 @@ func (l *Loop) Run() error {
 	defer close(l.done)
 	l.owner.Lock()
 	defer l.owner.Unlock()
-	l.now = l.ticks.read()
+	l.now = l.ticks.Read()
 	l.yielded, l.usedAt = l.now, l.now
 	l.spareP = runtime.GOMAXPROCS(0) > 1
 	running.Add(1)
 	defer running.Add(-1)
 	for !l.stopping.Load() {
 		work := l.cycle()
-		end := l.ticks.read()
+		end := l.ticks.Read()
 		l.counts.cycles++
 		if work > 0 {
 			l.countBusy(end)
@@ -407,7 +408,7 @@ func (l *Loop) yield() {
 		l.publish()
 	}
 	runtime.Gosched()
-	l.now = l.ticks.read()
+	l.now = l.ticks.Read()
 	l.yielded, l.resched = l.now, l.now
 }
 
@@ -554,7 +555,7 @@ func (l *Loop) park() {
 // woke is the end of a sleep.
 func (l *Loop) woke() {
 	slept := l.now
-	l.now = l.ticks.read()
+	l.now = l.ticks.Read()
 	l.counts.asleep += l.now - slept
 	if l.spareP { // others had their turn on it
 		l.yielded = l.now

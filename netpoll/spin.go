@@ -67,7 +67,7 @@ func (l *Loop) spin() {
 			}
 		}
 	}
-	now := l.ticks.read()
+	now := l.ticks.Read()
 	s.lookNanos += (min((now-l.now)/looks, watchNanos) - s.lookNanos) / 4
 	l.now = now
 }

@@ -47,7 +47,7 @@ func loopPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	meter := loopMeter(l.Loop)
 	err = l.Do(func() {
 		p.w, p.open = w, len(conns)
-		p.start = time.Now().Add(-time.Duration(l.Precise()))
+		p.watch = newStopwatch()
 		for i, conn := range conns {
 			conn.Context = &pingConn{next: i}
 			p.ping(conn)
@@ -73,24 +73,21 @@ type pinger struct {
 	ms    [][]byte
 	w     *window
 	t     *tally
-	start time.Time // of the loop's clock
-	open  int       // connections still at it
+	watch *stopwatch
+	open  int // connections still at it
 	done  chan error
 }
 
 type pingConn struct {
 	next  int
 	sent  []byte // in flight; nil: none
-	began int64  // by the loop's clock
+	began time.Time
 }
-
-// began is when the present round trip began.
-func (p *pinger) began(pc *pingConn) time.Time { return p.start.Add(time.Duration(pc.began)) }
 
 func (p *pinger) ping(c *netpoll.Conn) {
 	pc := c.Context.(*pingConn)
-	pc.began = c.Loop().Precise()
-	if !p.w.next(p.began(pc)) {
+	pc.began = p.watch.now()
+	if !p.w.next(pc.began) {
 		pc.sent = nil
 		if p.open--; p.open == 0 {
 			p.finish(nil)
@@ -121,7 +118,7 @@ func (p *pinger) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
 			p.t.extra.Add(1)
 			continue
 		}
-		took := time.Duration(c.Loop().Precise() - pc.began)
+		took := p.watch.now().Sub(pc.began)
 		got, err := ms[i].Contiguous(c.Loop().Pool())
 		switch {
 		case err != nil:
@@ -131,7 +128,7 @@ func (p *pinger) OnMessages(c *netpoll.Conn, ms []netpoll.Message) {
 			p.finish(errEcho)
 			return
 		}
-		if p.w.counts(p.began(pc)) {
+		if p.w.counts(pc.began) {
 			p.t.add(took, len(got))
 		}
 		p.ping(c)

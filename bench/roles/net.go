@@ -187,9 +187,10 @@ func netPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 }
 
 func pingNet(conn *netConn, ms [][]byte, first int, w *window, t *tally) error {
+	watch := newStopwatch()
 	for i := first; ; i++ {
 		m := ms[i%len(ms)]
-		began := time.Now()
+		began := watch.now()
 		if w.over(began) {
 			return nil
 		}
@@ -200,7 +201,7 @@ func pingNet(conn *netConn, ms [][]byte, first int, w *window, t *tally) error {
 		if err != nil {
 			return err
 		}
-		took := time.Since(began)
+		took := watch.now().Sub(began)
 		if !bytes.Equal(got, m) {
 			return errEcho
 		}

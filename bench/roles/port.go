@@ -164,10 +164,10 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 	if err != nil {
 		return err
 	}
-	t := newTally()
+	t, watch := newTally(), newStopwatch()
 	for i := 0; ; i++ {
 		m := ms[i%len(ms)]
-		began := time.Now()
+		began := watch.now()
 		if !w.next(began) {
 			break
 		}
@@ -178,7 +178,7 @@ func portPing(ctx context.Context, spec role.Spec, c *role.Control) error {
 		if err != nil {
 			return err
 		}
-		took := time.Since(began)
+		took := watch.now().Sub(began)
 		same := n == 1 && bytes.Equal(e.rx[0].Data[:e.rx[0].Len], m)
 		e.port.FreeBurst(e.rx[:n])
 		if !same {

@@ -288,10 +288,10 @@ func rawPing(k rawKind) role.Func {
 		if err != nil {
 			return err
 		}
-		t := newTally()
+		t, watch := newTally(), newStopwatch()
 		for i := 0; ; i++ {
 			m := ms[i%len(ms)]
-			began := time.Now()
+			began := watch.now()
 			if w.over(began) {
 				break
 			}
@@ -302,11 +302,12 @@ func rawPing(k rawKind) role.Func {
 			if err != nil {
 				return err
 			}
+			took := watch.now().Sub(began)
 			if !bytes.Equal(buf[:n], m) {
 				return errEcho
 			}
 			if w.counts(began) {
-				t.add(time.Since(began), n)
+				t.add(took, n)
 			}
 		}
 		return finish(ctx, c, w, nil, t.result(w), func() {})

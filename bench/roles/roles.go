@@ -10,6 +10,7 @@ import (
 
 	"github.com/millrace/millrace/bench/measure"
 	"github.com/millrace/millrace/bench/role"
+	"github.com/millrace/millrace/internal/ticks"
 )
 
 // All is the table of roles for role.Serve.
@@ -77,6 +78,20 @@ func (w *window) counts(t time.Time) bool { return !t.Before(w.from) }
 
 // over reports whether nothing new begins at t.
 func (w *window) over(t time.Time) bool { return !t.Before(w.to) }
+
+// stopwatch times round trips, with the loops' own clock on every layer: what a reading
+// takes is in each of them. One goroutine.
+type stopwatch struct {
+	start time.Time
+	clock ticks.Clock
+}
+
+func newStopwatch() *stopwatch {
+	start := time.Now()
+	return &stopwatch{start, ticks.New(start)}
+}
+
+func (s *stopwatch) now() time.Time { return s.start.Add(time.Duration(s.clock.Read())) }
 
 // tally adds up what the connections of a ping-pong found.
 type tally struct {

@@ -23,12 +23,13 @@ var Rooms = map[string][]string{
 	"internal/ccall":      {},
 	"internal/docbytes":   {},
 	"internal/rtnetlink":  {},
+	"internal/ticks":      {},
 	"internal/timerslack": {},
 
 	"hugepages":            {},
 	"serialize/...":        {"hugepages"},
 	"batcher":              {"hugepages", "serialize"},
-	"netpoll":              {"hugepages"},
+	"netpoll":              {"hugepages", "internal/ticks"},
 	"netpoll/resume":       {"hugepages", "netpoll"},
 	"netpoll/looptest":     {"hugepages", "netpoll"},
 	"rdma":                 {"hugepages", "netpoll", "rdma/bootstrap"},
@@ -49,7 +50,7 @@ var Rooms = map[string][]string{
 	},
 	"internal/doctor": {"rdma/verbs", "dpdk/eal", "internal/transports"},
 	"bench/...": {
-		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/timerslack", "internal/transports", "bench/...",
+		"hugepages", "serialize/...", "batcher", "netpoll", "rdma/...", "dpdk/...", "broker/...", "internal/ticks", "internal/timerslack", "internal/transports", "bench/...",
 	},
 	"scripts/arm/guest": {},
 	"scripts/soft-roce": {},

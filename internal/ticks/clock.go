@@ -1,4 +1,5 @@
-package netpoll
+// Package ticks is a clock for hot paths.
+package ticks
 
 import (
 	"os"
@@ -7,12 +8,12 @@ import (
 	"time"
 )
 
-// tickClock reads the kernel's monotonic clock through the CPU's own counter: it asks the
+// Clock reads the kernel's monotonic clock through the CPU's own counter: it asks the
 // kernel once in trustNanos and counts from there, which takes a third of the time. What
 // it says never goes back, and is off by less than a microsecond. One goroutine.
 //
 // Without a counter that the kernel itself trusts, it asks the kernel each time.
-type tickClock struct {
+type Clock struct {
 	start time.Time
 	last  int64 // the latest answer
 
@@ -46,12 +47,13 @@ var counterTrusted = sync.OnceValue(func() bool {
 	return err == nil && (source == "tsc" || source == "arch_sys_counter") && ticks() != 0
 })
 
-func newTickClock(start time.Time) tickClock {
-	return tickClock{start: start, counts: counterTrusted()}
+// New returns a clock that says 0 at start, which lies in the past.
+func New(start time.Time) Clock {
+	return Clock{start: start, counts: counterTrusted()}
 }
 
-// read is the nanoseconds since start.
-func (c *tickClock) read() int64 {
+// Read is the nanoseconds since start.
+func (c *Clock) Read() int64 {
 	if c.scale != 0 {
 		if d := ticks() - c.tick; d < c.trust { // also false where the counter went back
 			c.last = max(c.last, int64(c.at+d*c.scale>>32))
@@ -61,8 +63,8 @@ func (c *tickClock) read() int64 {
 	return c.ask()
 }
 
-// ask is read by the kernel's clock.
-func (c *tickClock) ask() int64 {
+// ask is Read by the kernel's clock.
+func (c *Clock) ask() int64 {
 	before := ticks()
 	at := uint64(time.Since(c.start))
 	tick := ticks()
@@ -83,7 +85,7 @@ func (c *tickClock) ask() int64 {
 }
 
 // measure learns how long a tick is from the kernel's answer at, which came at tick.
-func (c *tickClock) measure(at, tick uint64) {
+func (c *Clock) measure(at, tick uint64) {
 	since, counted := at-c.fromAt, tick-c.fromTick
 	switch {
 	case c.fromTick == 0 || since > longMeasure:

@@ -1,4 +1,4 @@
-package netpoll
+package ticks
 
 import (
 	"runtime"
@@ -7,12 +7,12 @@ import (
 )
 
 // The clock of ticks follows the kernel's, through sleeps and being taken off its CPU.
-func TestTickClock(t *testing.T) {
-	c := newTickClock(time.Now())
+func TestClock(t *testing.T) {
+	c := New(time.Now())
 	counted := 0
 	for last := int64(0); c.last < int64(30*time.Millisecond); {
 		before := int64(time.Since(c.start))
-		now := c.read()
+		now := c.Read()
 		after := int64(time.Since(c.start))
 		if now < last {
 			t.Fatalf("it went back from %d to %d", last, now)
@@ -34,14 +34,14 @@ func TestTickClock(t *testing.T) {
 }
 
 // A counter that changes its speed, stands still or goes back is not believed for long.
-func TestTickClockOfAnotherMachine(t *testing.T) {
+func TestClockOfAnotherMachine(t *testing.T) {
 	const ms = uint64(time.Millisecond)
 	for name, change := range map[string]func(tick uint64) uint64{
 		"twice as fast": func(k uint64) uint64 { return 3*400*ms + 2*(k-3*400*ms) },
 		"stands still":  func(uint64) uint64 { return 3 * 400 * ms },
 		"went back":     func(k uint64) uint64 { return k - 3*300*ms },
 	} {
-		c := tickClock{counts: true}
+		c := Clock{counts: true}
 		at := ms
 		for ; at <= 400*ms; at += ms {
 			c.measure(at, 3*at)
@@ -63,10 +63,10 @@ func TestTickClockOfAnotherMachine(t *testing.T) {
 }
 
 func BenchmarkClock(b *testing.B) {
-	c := newTickClock(time.Now())
+	c := New(time.Now())
 	b.Run("ticks", func(b *testing.B) {
 		for b.Loop() {
-			c.read()
+			c.Read()
 		}
 	})
 	b.Run("kernel", func(b *testing.B) {
