@@ -83,6 +83,18 @@ func userSpaceRDMA(_ context.Context, h *Host) Check {
 	return c
 }
 
+func udpMailboxes(_ context.Context, h *Host) Check {
+	err := h.Mailboxes()
+	if err == nil {
+		return Check{Found: "lone packets of RDMA over UDP arrive without a system call"}
+	}
+	return Check{
+		Status: Degraded, Found: err.Error(),
+		Means: "RDMA over UDP takes a system call for each look and each packet: a spinning round trip is a fifth longer",
+		Fix:   "Linux 5.12 or later, and as root or after setcap cap_bpf+ep on the program (in a container: --cap-add BPF)",
+	}
+}
+
 func rdmaModules(_ context.Context, h *Host) Check {
 	var loaded, lacking []string
 	for _, m := range []string{"ib_core", "ib_uverbs", "rdma_ucm", "rdma_rxe", "mlx5_ib", "irdma", "bnxt_re", "efa", "siw"} {

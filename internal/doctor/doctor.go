@@ -84,6 +84,7 @@ var checks = []check{
 	{"udp buffers", udpBuffers},
 	{"network devices", networkDevices},
 	{"user-space rdma", userSpaceRDMA},
+	{"udp mailboxes", udpMailboxes},
 	{"rdma modules", rdmaModules},
 	{"rdma devices", rdmaDevices},
 	{"libibverbs", libibverbs},

@@ -27,6 +27,8 @@ type Host struct {
 	// SocketBuffers asks for UDP buffers of so many bytes, as a link of user-space
 	// RDMA does, and says what it got (without the kernel's doubling).
 	SocketBuffers func(bytes int) (receive, send int, err error)
+	// Mailboxes tells why that link cannot receive without system calls.
+	Mailboxes func() error
 	// SharedMemory makes a sealed memfd, as a memif port does, and closes it.
 	SharedMemory func() error
 	// XDPSocket opens an AF_XDP socket and closes it.

@@ -20,7 +20,7 @@ import (
 func This() *Host {
 	h := &Host{
 		Arch: runtime.GOARCH, Root: os.DirFS("/"), UID: os.Geteuid(), TempDir: os.TempDir(), LockedBytes: ^uint64(0),
-		SocketBuffers: socketBuffers, SharedMemory: sharedMemory, XDPSocket: xdpSocket, OpenDevice: openDevice, Writable: writable,
+		SocketBuffers: socketBuffers, Mailboxes: transports.ProbeMailboxes, SharedMemory: sharedMemory, XDPSocket: xdpSocket, OpenDevice: openDevice, Writable: writable,
 		HasVerbs: verbs.Available, Libdpdk: eal.Version(), Transports: transports.All(),
 		Write: writeKnob, Run: runCommand,
 	}

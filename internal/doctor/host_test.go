@@ -133,6 +133,7 @@ func machine(f files) *Host {
 		Version: "test", Arch: "amd64", Release: release, Root: k, TempDir: "/tmp",
 		LockedBytes: ^uint64(0), OpenFiles: 1 << 20,
 		SocketBuffers: func(n int) (int, int, error) { return n, n, nil },
+		Mailboxes:     func() error { return nil },
 		SharedMemory:  func() error { return nil }, XDPSocket: func() error { return nil },
 		OpenDevice: func(string) error { return nil }, Writable: func(string) error { return nil },
 		HasVerbs: true, Libdpdk: "22.11.1",
@@ -246,6 +247,7 @@ func TestFindings(t *testing.T) {
 		{name: "small buffers", files: files{"proc/sys/net/core/rmem_max": "212992", "proc/sys/net/core/wmem_max": "212992"}, host: smallBuffers, check: "udp buffers", status: Degraded, found: "receive 0.2031 MiB", fix: "sysctl -w net.core.rmem_max=8388608 && sysctl -w net.core.wmem_max=8388608"},
 		{name: "small buffers in a namespace", files: files{"proc/sys/net/core/rmem_max": ""}, host: smallBuffers, check: "udp buffers", status: Degraded, fix: "on the host"},
 		{name: "no UDP", host: noUDP, check: "user-space rdma", status: Missing, found: "operation not permitted", fix: "seccomp", wanted: true},
+		{name: "no mailboxes", host: func(h *Host) { h.Mailboxes = func() error { return unix.EPERM } }, check: "udp mailboxes", status: Degraded, found: "operation not permitted", fix: "cap_bpf"},
 		{name: "no UDP, buffers", host: noUDP, check: "udp buffers", status: Degraded, found: "cannot be told", wanted: true},
 
 		{name: "ordinary MTU", files: files{"sys/class/net/eth0/mtu": "1500"}, check: "network devices", status: OK, found: "eth0 MTU 1500 (RoCE 1024)"},

@@ -69,6 +69,20 @@ func packetDevice(name string) Device {
 	}
 }
 
+// ProbeMailboxes tells why SoftRoCEUDP takes a system call for each packet here; nil: the
+// kernel puts packets that come one by one into memory.
+func ProbeMailboxes() error {
+	l, err := softroce.NewUDPLink(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0))
+	if err != nil {
+		return err
+	}
+	_, err = l.Connected()
+	if err == nil {
+		_, err = l.Mailboxes()
+	}
+	return errors.Join(err, l.Close())
+}
+
 func newSoftRoCEUDP(u *url.URL) (netpoll.Backend, error) {
 	return newSoftRoCE(u, func(local netip.AddrPort) rdma.Fabric { return softroce.NewFabric(local, softroce.Options{}) })
 }
