@@ -32,7 +32,7 @@ func OpenFile(path string, create bool) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &osFile{File: f, fd: int(f.Fd())}, nil
+	return &osFile{f, int(f.Fd())}, nil
 }
 
 // allocator is what a File implements besides if blocks can be reserved for it.
@@ -44,8 +44,7 @@ type allocator interface {
 
 type osFile struct {
 	*os.File
-	fd     int
-	gather gather
+	fd int
 }
 
 // Allocate implements allocator.
@@ -83,7 +82,9 @@ func (f *osFile) writeSome(iov [][]byte, skip int, at int64) (int, error) {
 	if skip > 0 { // a short write ended inside iov[0]; finish that alone
 		return unix.Pwrite(f.fd, iov[0][skip:], at)
 	}
-	return f.gather.pwritev(f.fd, iov[:min(len(iov), maxIovecs)], at)
+	g := gathers.Get().(*gather)
+	defer gathers.Put(g)
+	return g.pwritev(f.fd, iov[:min(len(iov), maxIovecs)], at)
 }
 
 func (f *osFile) Sync() error {

@@ -2,10 +2,14 @@ package seglog
 
 import (
 	"math/bits"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
+
+// gathers serves all files: most are segments that nobody appends to any more.
+var gathers = sync.Pool{New: func() any { return new(gather) }}
 
 // gather is the argument of pwritev(2), kept from one call to the next: unix.Pwritev
 // allocates it anew each time. One goroutine at a time.

@@ -91,7 +91,7 @@ func udpMailboxes(_ context.Context, h *Host) Check {
 	return Check{
 		Status: Degraded, Found: err.Error(),
 		Means: "RDMA over UDP takes a system call for each look and each packet: a spinning round trip is a fifth longer",
-		Fix:   "Linux 5.12 or later, and as root or after setcap cap_bpf+ep on the program (in a container: --cap-add BPF)",
+		Fix:   "Linux 5.12 or later (arm64: 5.18), and as root or after setcap cap_bpf+ep on the program (in a container: --cap-add BPF)",
 	}
 }
 

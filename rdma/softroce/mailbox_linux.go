@@ -24,7 +24,7 @@ const (
 
 	boxSlots = 64
 	// boxMost is how many slots may be in use. The others are for filters that run at the
-	// same time on other CPUs and saw the same room.
+	// same time on other CPUs and saw the same room; one peer's packets come on one or two.
 	boxMost = boxSlots / 2
 
 	slotState  = 0 // its ticket plus 1, once it is full
@@ -79,10 +79,19 @@ func (b *mailbox) arrived() bool { return atomic.LoadUint32(b.state()) == b.next
 // received yet.
 func (b *mailbox) owed() bool { return int32(atomic.LoadUint32(b.word(boxPassed))-b.taken) > 0 }
 
-// open lets packets in. The socket should be empty: what it still has comes late.
-func (b *mailbox) open() {
+// passed is how many packets the filter has left to the socket; for open.
+func (b *mailbox) passed() uint32 {
+	if b.mem == nil {
+		return 0
+	}
+	return atomic.LoadUint32(b.word(boxPassed))
+}
+
+// open lets packets in. The socket was empty in a look after passed was read, so what came
+// to it since then is owed.
+func (b *mailbox) open(passed uint32) {
 	b.opened, b.vain = true, 0
-	b.taken = atomic.LoadUint32(b.word(boxPassed))
+	b.taken = passed
 	atomic.StoreUint32(b.word(boxOpen), 1)
 }
 
@@ -132,6 +141,9 @@ func (b *mailbox) looked(packets int) {
 	if packets > 0 {
 		b.taken += uint32(packets)
 		b.vain = 0
+		if passed := b.passed(); int32(b.taken-passed) > 0 { // one was on its way when the mailbox opened
+			b.taken = passed
+		}
 	} else if b.vain++; b.vain >= boxVain {
 		b.vain = 0
 		b.taken = atomic.LoadUint32(b.word(boxPassed))
@@ -140,7 +152,7 @@ func (b *mailbox) looked(packets int) {
 
 // openBoxes gives each of the sockets a mailbox. The kernel lets those with CAP_BPF, or
 // anybody where kernel.unprivileged_bpf_disabled is 0. Linux 5.12 is the first to have all
-// that the filter uses.
+// that the filter uses, 5.18 on arm64.
 func (l *UDPLink) openBoxes(sockets []*udpSocket) error {
 	size := (len(sockets)*boxBytes + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
 	m, err := ebpf.NewMap(&ebpf.MapSpec{
@@ -158,6 +170,7 @@ func (l *UDPLink) openBoxes(sockets []*udpSocket) error {
 		if err := attachBox(s.fd, m, i*boxBytes); err != nil {
 			for _, s := range sockets[:i] {
 				s.box = mailbox{}
+				err = errors.Join(err, os.NewSyscallError("setsockopt SO_DETACH_FILTER", unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0)))
 			}
 			return errors.Join(err, l.closeBoxes())
 		}

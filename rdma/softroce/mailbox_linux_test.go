@@ -150,6 +150,56 @@ func TestMailboxKeepsOrder(t *testing.T) {
 }
 
 // What finds no room in the mailbox comes through the socket, behind it.
+// A packet that reaches the socket while the mailbox opens, before its count was read or
+// after, neither stays there nor makes long packets late that come through the socket later.
+func TestMailboxOpensBesideAPacket(t *testing.T) {
+	for _, counted := range []bool{false, true} {
+		b := newBoxed(t, "127.0.0.1")
+		box := &b.s.box
+		box.close()
+		passed := box.passed()
+		b.send(2000)
+		for end := time.Now().Add(10 * time.Second); box.passed() == passed; {
+			if time.Now().After(end) {
+				t.Fatal("the filter never saw the packet")
+			}
+		}
+		if counted {
+			passed = box.passed()
+		}
+		box.open(passed)
+		b.take()
+		for range 12 {
+			b.send(2000, 64)
+			for looks := 0; b.got != b.sent; looks++ {
+				if b.look(); looks == boxEvery/2 && box.opened {
+					t.Fatalf("counted %v: packet %d waits for the look that every %dth call takes: taken %d of %d",
+						counted, b.got, boxEvery, box.taken, box.passed())
+				}
+			}
+			b.take()
+		}
+	}
+}
+
+// What a closed mailbox still has comes before what its socket has.
+func TestMailboxClosedWithAPacket(t *testing.T) {
+	b := newBoxed(t, "127.0.0.1")
+	for range 20 {
+		b.warm()
+		b.send(64)
+		for end := time.Now().Add(10 * time.Second); !b.s.box.arrived(); {
+			if time.Now().After(end) {
+				t.Fatal("the packet never came")
+			}
+		}
+		b.s.box.close()
+		b.ls[1].hot = b.ls[1].sockets[0] // another peer's turn
+		b.send(64)
+		b.take()
+	}
+}
+
 func TestMailboxFull(t *testing.T) {
 	b := newBoxed(t, "127.0.0.1")
 	b.repeats = true

@@ -353,14 +353,14 @@ func (l *UDPLink) Rx(frames []Frame) int {
 	if l.wake.spinning() {
 		l.unwatch()
 	}
+	if n := l.fetch(frames); n > 0 { // before any socket: what a closed mailbox has came before that
+		return n
+	}
 	if s := l.another(); s != nil && l.look(s) {
 		l.hot = s
 		return l.sock.hand(frames)
 	}
-	if n := l.fetch(frames); n > 0 {
-		return n
-	}
-	looks := hotLooks
+	looks, passed := hotLooks, l.hot.box.passed()
 	if l.hot.box.opened {
 		looks = 1
 		if !l.hot.box.owed() {
@@ -379,7 +379,7 @@ func (l *UDPLink) Rx(frames []Frame) int {
 		}
 	}
 	if s := l.hot; s.plain && s.box.mem != nil && !s.box.opened {
-		s.box.open()
+		s.box.open(passed)
 	}
 	return 0
 }
