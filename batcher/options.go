@@ -25,7 +25,8 @@ type Options struct {
 	// PartialInFlight is when a link counts as busy: a batch that is not full
 	// leaves at the end of a duty cycle while fewer than this many are in flight.
 	// More means less waiting and smaller batches. Full batches do not wait for it.
-	// Default 2: one on the way while the peer works on another.
+	// Default 3, or MaxBatches if that is less: one on its way, one that the peer works
+	// on, and one whose answer is on its way.
 	PartialInFlight int
 	// Linger is how long a batch that is not full waits for more records even
 	// though the link is idle, counted from the end of the duty cycle in which its
@@ -66,7 +67,7 @@ type Options struct {
 const (
 	defaultMaxBatchBytes    = 128 << 10
 	defaultMaxBatchRecords  = 2048
-	defaultPartialInFlight  = 2
+	defaultPartialInFlight  = 3
 	defaultMaxQueuedBytes   = 4 << 20
 	defaultMaxQueuedRecords = 16384
 	defaultMaxBatches       = 32
@@ -76,12 +77,16 @@ const (
 )
 
 func (o *Options) complete() error {
+	partial := defaultPartialInFlight
+	if o.MaxBatches > 0 {
+		partial = min(partial, o.MaxBatches)
+	}
 	for _, f := range []struct {
 		v *int
 		d int
 	}{
 		{&o.MaxBatchBytes, defaultMaxBatchBytes}, {&o.MaxBatchRecords, defaultMaxBatchRecords},
-		{&o.PartialInFlight, defaultPartialInFlight}, {&o.MaxBatches, max(defaultMaxBatches, o.PartialInFlight)},
+		{&o.PartialInFlight, partial}, {&o.MaxBatches, max(defaultMaxBatches, o.PartialInFlight)},
 	} {
 		if *f.v == 0 {
 			*f.v = f.d
