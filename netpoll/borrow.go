@@ -1,14 +1,26 @@
 package netpoll
 
-// lender is a Wire whose Send and Flush may run while another goroutine has borrowed
-// the loop: they hand bytes to the transport and report to Endpoint.Sent at most. An
-// error stays for the loop to find: Loop.faulty says that there was one.
-type lender interface{ lends() }
+// LendingWire is implemented by a Wire whose Send and Flush may run on another goroutine
+// while that has borrowed the loop: they hand bytes to the transport, report to
+// Endpoint.Sent at most, and run no handler. An error stays for the loop to find.
+type LendingWire interface {
+	// Lends reports whether a message sent now would leave at Flush, and nothing else
+	// would have to be done: whether borrowing the loop for it is worth while.
+	Lends() bool
+}
+
+// Lender is implemented by a Backend with wires that lend, and work of its own besides
+// what they send.
+type Lender interface {
+	// Lent is called after others borrowed the loop. As Arm does, it tells what Poll is
+	// needed for: idle is false if there is work now, deadline is when there will be.
+	Lent() (deadline int64, idle bool)
+}
 
 // Lends reports whether Send may be called within Loop.Borrow.
 func (c *Conn) Lends() bool {
-	_, ok := c.wire.(lender)
-	return ok && c.state == connOpen
+	w, ok := c.wire.(LendingWire)
+	return ok && c.state == connOpen && w.Lends()
 }
 
 // Borrow runs fn on the calling goroutine in the loop's place, if the loop is blocked
@@ -30,17 +42,39 @@ func (l *Loop) Borrow(fn func(now int64) bool) bool {
 	if !l.wake.sleeping.Load() || l.stopping.Load() {
 		return false
 	}
-	deadline := l.nextDeadline()
+	l.now = l.ticks.Read()
+	l.usedAt, l.lentAt = l.now, l.now
 	l.lent = true
-	l.usedAt = l.Clock()
-	done := fn(l.usedAt)
+	done := fn(l.now)
 	l.flushLent()
 	l.lent = false
 	l.counts.lent++
-	if d := l.nextDeadline(); len(l.dirty) > 0 || len(l.writable) > 0 || l.hooksOwe || d != 0 && (deadline == 0 || d < deadline) {
+	deadline, idle := l.nextDeadline(), !l.hooksOwe && len(l.dirty) == 0 && len(l.writable) == 0
+	for i := range l.backends {
+		if b := l.backends[i].lender; b != nil && idle {
+			var d int64
+			d, idle = b.Lent()
+			deadline = earlier(deadline, d)
+		}
+	}
+	switch {
+	case !idle:
+		l.wake.notify()
+	case deadline != 0 && (l.until == 0 || deadline < l.until):
+		l.lentFor = deadline - l.now
 		l.wake.notify()
 	}
 	return done
+}
+
+// lentBound is when a loop that blocks now shall look again because it may be borrowed
+// meanwhile: what others send then, a timer for its retransmission above all, would wake
+// it as soon as it calls for an earlier end of its sleep. 0: that is not to be expected.
+func (l *Loop) lentBound() int64 {
+	if l.lentFor <= 0 || l.now-l.lentAt >= l.lentFor {
+		return 0
+	}
+	return l.now + l.lentFor
 }
 
 // flushLent is flush without handlers. What met an error stays for the loop.

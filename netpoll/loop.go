@@ -89,9 +89,12 @@ type Loop struct {
 	log      *slog.Logger
 
 	// owner is held by Run but while it is blocked; see Borrow.
-	owner  sync.Mutex
-	lent   bool // somebody else runs in the loop's place
-	faulty bool // a flush met an error meanwhile
+	owner   sync.Mutex
+	lent    bool  // somebody else runs in the loop's place
+	faulty  bool  // a flush met an error meanwhile
+	until   int64 // when the loop that is blocked ends that by itself; 0: never
+	lentAt  int64 // when it was borrowed last
+	lentFor int64 // how soon after that it was last needed; see lentBound
 
 	start  time.Time
 	ticks  ticks.Clock // of start; see Clock for others
@@ -133,6 +136,7 @@ type Loop struct {
 type backendState struct {
 	Backend
 	watcher      Watcher // nil if it is none
+	lender       Lender  // likewise
 	workAt       int64   // start of the last cycle in which it found work
 	notBefore    int64   // Poll not before
 	empty, valid int64
@@ -177,6 +181,7 @@ func NewLoop(o Options) (*Loop, error) {
 	for i, b := range o.Backends {
 		l.backends[i].Backend = b
 		l.backends[i].watcher, _ = b.(Watcher)
+		l.backends[i].lender, _ = b.(Lender)
 		if err := b.Attach(l); err != nil {
 			err = fmt.Errorf("netpoll: backend %s: %w", b.Scheme(), err)
 			for _, attached := range o.Backends[:i] {
@@ -210,8 +215,8 @@ func (l *Loop) Logger() *slog.Logger { return l.log }
 // MaxMessageBytes is the bound on one message. Any goroutine.
 func (l *Loop) MaxMessageBytes() int { return l.opts.MaxMessageBytes }
 
-// Now is the time of the current duty cycle: monotonic nanoseconds since the
-// loop was made. Loop's goroutine.
+// Now is the time of the current duty cycle, or of the Borrow: monotonic nanoseconds
+// since the loop was made. Loop's goroutine.
 func (l *Loop) Now() int64 { return l.now }
 
 // Clock reads the clock that Now caches. Any goroutine.
@@ -505,8 +510,9 @@ func (l *Loop) nap(until int64) {
 	}
 	l.counts.naps++
 	l.publish()
+	slept := l.now
 	l.wake.nap(time.Duration(until - l.now))
-	l.woke()
+	l.woke(slept)
 }
 
 // park blocks until there is something to do. The order is what prevents a lost
@@ -528,17 +534,19 @@ func (l *Loop) park() {
 		}
 		deadline = earlier(deadline, d)
 	}
+	l.until = earlier(deadline, l.lentBound())
 	l.wake.announce()
 	if l.queue.len() > 0 || l.stopping.Load() || len(l.dirty) > 0 || len(l.writable) > 0 {
 		l.wake.cancel()
 		return
 	}
 	timeout := time.Duration(-1)
-	if deadline != 0 {
-		timeout = time.Duration(max(0, deadline-l.Clock()))
+	if l.until != 0 {
+		timeout = time.Duration(max(0, l.until-l.Clock()))
 	}
 	l.counts.parks++
 	l.publish()
+	slept := l.now
 	l.owner.Unlock()
 	late, err := l.wake.block(timeout)
 	l.owner.Lock()
@@ -549,12 +557,11 @@ func (l *Loop) park() {
 		l.idle.learnWake(late)
 	}
 	l.idle.slept = true
-	l.woke()
+	l.woke(slept)
 }
 
-// woke is the end of a sleep.
-func (l *Loop) woke() {
-	slept := l.now
+// woke is the end of a sleep that began at slept.
+func (l *Loop) woke(slept int64) {
 	l.now = l.ticks.Read()
 	l.counts.asleep += l.now - slept
 	if l.spareP { // others had their turn on it

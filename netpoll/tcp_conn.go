@@ -224,8 +224,8 @@ func (c *tcpConn) Send(b *hugepages.Buf) {
 	c.queue.push(b)
 }
 
-// lends implements lender.
-func (c *tcpConn) lends() {}
+// Lends implements LendingWire.
+func (c *tcpConn) Lends() bool { return true }
 
 // Flush implements Wire.
 func (c *tcpConn) Flush() {

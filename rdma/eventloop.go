@@ -92,6 +92,8 @@ type Transmitter interface {
 	// Transmit sends what was posted, as far as window and link take it. now is as
 	// for Progress. It returns how many packets were sent.
 	Transmit(now int64) (work int)
+	// Deadline is what Progress would return now, behind what was sent since.
+	Deadline(now int64) int64
 }
 
 // EventLoop is the RdmaEventLoop: the netpoll.Backend of messages over RC queue
@@ -115,6 +117,7 @@ type EventLoop struct {
 	awaiting []*conn          // posted sends that have not completed
 	reapAt   int64            // when to look for those; 0: there are none
 	stalled  bool             // one of them can post no more until they complete
+	waited   bool             // their completions end the loop's sleep
 	shown    int              // receives, as Stats has it
 	spare    []*hugepages.Buf // left by handlers, for the receives of the connection at hand
 	lone     uint64           // messages sent in lanes
@@ -427,6 +430,11 @@ func (c *conn) patient() bool {
 	return c.ep != nil && c.ep.Roomy() && c.ep.Conn().QueuedBytes() <= patientBytes && c.unposted == c.sendq.count && c.broken == nil
 }
 
+// patient tells it of all of them.
+func (el *EventLoop) patient() bool {
+	return len(el.starved) == 0 && !slices.ContainsFunc(el.awaiting, func(c *conn) bool { return !c.shut && !c.patient() })
+}
+
 // feedStarved gives connections that found the pool exhausted another try.
 func (el *EventLoop) feedStarved() {
 	waiting := el.starved
@@ -512,7 +520,8 @@ func (el *EventLoop) Arm() (int64, bool) {
 	if len(el.active) == 0 {
 		return 0, true
 	}
-	patient := len(el.starved) == 0 && !slices.ContainsFunc(el.awaiting, func(c *conn) bool { return !c.shut && !c.patient() })
+	patient := el.patient()
+	el.waited = !patient
 	blind := false
 	for _, d := range el.active {
 		blind = blind || d.fd < 0
@@ -549,6 +558,27 @@ func (el *EventLoop) Arm() (int64, bool) {
 	}
 	if len(el.leaving) > 0 && el.leaving[len(el.leaving)-1].since >= el.polls {
 		return 0, false
+	}
+	return deadline, true
+}
+
+// Lent implements netpoll.Lender. The queues stay armed, and what completes meanwhile is
+// found as if the loop had sent.
+func (el *EventLoop) Lent() (deadline int64, idle bool) {
+	if len(el.dirty) > 0 || len(el.ready) > 0 || el.stalled || !el.waited && !el.patient() ||
+		len(el.leaving) > 0 && el.leaving[len(el.leaving)-1].since >= el.polls {
+		return 0, false
+	}
+	now := el.loop.Now()
+	if len(el.awaiting) > 0 && !el.waited {
+		deadline = now + int64(reapAsleep)
+	}
+	for _, d := range el.active {
+		if d.transmitter != nil {
+			if at := d.transmitter.Deadline(now); at != 0 {
+				deadline = earlier(deadline, at)
+			}
+		}
 	}
 	return deadline, true
 }

@@ -10,11 +10,12 @@ import (
 // it needs neither work queue nor completion queue nor acknowledgement: what lies in the
 // peer's ring is the peer's, as what TCP has put into the peer's socket is.
 type LaneQP interface {
-	// LaneFree tells that SendNow may have its way: nothing is under way before it.
-	LaneFree() bool
+	// LaneFree tells that SendNow may have its way: nothing is under way before it. now
+	// is as for Device.Progress.
+	LaneFree(now int64) bool
 	// SendNow sends data as one SEND, with the immediate imm unless that is 0, and is
 	// done with it: there is no completion. false: not now, or not on this pair; post it.
-	SendNow(data []byte, imm uint32) bool
+	SendNow(data []byte, imm uint32, now int64) bool
 	// Ask asks the peer to acknowledge at once what was posted Late.
 	Ask()
 	// SetTaker makes t the one that messages of one packet are offered to.
@@ -36,7 +37,7 @@ const arrivedPolls = 1<<14/64 + 1
 // sendNow sends data, which may be none, past the work queue if it can. flags are of the
 // immediate.
 func (c *conn) sendNow(data []byte, flags uint32) bool {
-	if c.lane == nil || len(data) > c.segmentBytes || !c.lane.LaneFree() {
+	if c.lane == nil || len(data) > c.segmentBytes || !c.lane.LaneFree(c.el.loop.Now()) {
 		return false
 	}
 	if c.postedWRs != c.doneWRs {
@@ -45,7 +46,7 @@ func (c *conn) sendNow(data []byte, flags uint32) bool {
 		}
 	}
 	imm := c.grants()
-	if c.broken != nil || !c.lane.SendNow(data, flags|imm) {
+	if c.broken != nil || !c.lane.SendNow(data, flags|imm, c.el.loop.Now()) {
 		c.owed += int(imm & immGranted)
 		c.owesControl = c.owesControl || imm&immControl != 0
 		return false

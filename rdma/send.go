@@ -72,6 +72,13 @@ func (c *conn) Flush() {
 	}
 }
 
+// Lends implements netpoll.LendingWire: nothing waits for the peer, for completions, or
+// for the end.
+func (c *conn) Lends() bool {
+	return c.failure == nil && c.broken == nil && !c.leaving && !c.starved && !c.el.stalled && c.credits > 0 &&
+		c.unposted == c.sendq.count && int(c.postedWRs-c.doneWRs) < c.dev.sendWRs
+}
+
 func (c *conn) setDirty() {
 	if !c.dirty && !c.shut {
 		c.dirty = true

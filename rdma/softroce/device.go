@@ -131,6 +131,7 @@ type Device struct {
 	laterAt             int64
 	respStarved         bool // the link gave no frame for a response: responses go first next time
 	urgent              bool // a response that should not wait for the next Progress
+	failed              bool // some queue pair failed since the last Progress
 	flush               bool // the loop is about to sleep
 	flushable           bool // later has an acknowledgement that was asked for
 	blocked             bool // some queue pair waits for room in a completion queue

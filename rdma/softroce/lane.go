@@ -40,17 +40,18 @@ const (
 // LaneFree implements rdma.LaneQP. Nothing may be under way the usual way, for messages
 // stay in order; and the peer must have acknowledged something lately, for it drops what
 // comes before it is connected.
-func (q *queuePair) LaneFree() bool {
-	return q.dev.now < q.laneUntil && q.head == q.tail && q.una == q.high
+func (q *queuePair) LaneFree(now int64) bool {
+	return now < q.laneUntil && q.head == q.tail && q.una == q.high
 }
 
 // SendNow implements rdma.LaneQP.
-func (q *queuePair) SendNow(data []byte, imm uint32) bool {
+func (q *queuePair) SendNow(data []byte, imm uint32, now int64) bool {
 	d := q.dev
-	if !q.LaneFree() || len(data) > q.mtu || d.txAlloc != 0 && !d.freeEmpty() {
+	if !q.LaneFree(now) || len(data) > q.mtu || d.txAlloc != 0 && !d.freeEmpty() {
 		return false
 	}
-	if q.ackJoins(d.now) { // in front: then the peer, answering, may use its lane
+	d.now = now
+	if q.ackJoins(now) { // in front: then the peer, answering, may use its lane
 		if !q.ackNow() {
 			return false
 		}
@@ -81,7 +82,7 @@ func (q *queuePair) SendNow(data []byte, imm uint32) bool {
 	d.stats.TxBytes += uint64(n)
 	d.stats.LaneSent++
 	if q.timer == 0 {
-		q.watchLane(d.now)
+		q.watchLane(now)
 	}
 	return true
 }

@@ -22,7 +22,7 @@ func (d *Device) Progress(now int64) (work int, deadline int64) {
 		return 0, 0
 	}
 	d.now = now
-	d.starved = false
+	d.starved, d.failed = false, false
 	if d.port != nil {
 		d.watchPort(now)
 	}

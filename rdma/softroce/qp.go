@@ -389,6 +389,7 @@ func (q *queuePair) retire(e *recvWQE) {
 // completes with the status given, all others are flushed.
 func (q *queuePair) fail(send, recv rdma.Status) {
 	q.state = rdma.QPError
+	q.dev.failed = true
 	q.sendStatus, q.recvStatus = send, recv
 	q.waitRNR = false
 	q.closeLane()

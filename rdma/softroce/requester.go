@@ -1,6 +1,7 @@
 package softroce
 
 import (
+	"math"
 	"time"
 
 	"github.com/millrace/millrace/rdma"
@@ -241,7 +242,9 @@ func (q *queuePair) stopTimer() {
 	q.laneWatch = false
 	if q.timer != 0 {
 		q.timer = 0
-		q.dev.armed--
+		if q.dev.armed--; q.dev.armed == 0 {
+			q.dev.nextTimer = math.MaxInt64
+		}
 	}
 }
 

@@ -15,3 +15,14 @@ func (d *Device) Transmit(now int64) (work int) {
 	d.sendFrames()
 	return work
 }
+
+// Deadline implements rdma.Transmitter.
+func (d *Device) Deadline(now int64) int64 {
+	switch {
+	case d.closed:
+		return 0
+	case d.active.first != nil && !d.starved || d.failed:
+		return now
+	}
+	return d.deadline(now)
+}
