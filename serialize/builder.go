@@ -220,9 +220,12 @@ func (b *Builder) enrich() {
 // of the slice given to Reset. It returns nil if no record was appended. The
 // builder lets go of the slice; Reset begins the next batch.
 func (b *Builder) Finish() []byte {
-	if b.n == 0 {
+	switch {
+	case b.n == 0:
 		b.dst = nil
 		return nil
+	case b.n == 1 && !b.rich:
+		return b.finishOne()
 	}
 	b.measure()
 	l, n := &b.l, b.n
@@ -249,6 +252,16 @@ func (b *Builder) Finish() []byte {
 	l.writeHeader(out, &p, updateCRC(b.crc, out[b.summed:]))
 	b.dst = nil
 	b.n = 0
+	return out
+}
+
+// finishOne is Finish for a value alone, whose batch is its header: the one that waits
+// least for others is the one whose time is looked at.
+func (b *Builder) finishOne() []byte {
+	out := b.dst[:b.pos:b.pos]
+	l := layout{records: 1, payload: b.pos - HeaderBytes, value: span{min: uint64(b.lens[0])}, time: span{min: uint64(b.times[0])}}
+	l.writeHeader(out, &parts{end: b.pos}, updateCRC(b.crc, out[b.summed:]))
+	b.dst, b.n = nil, 0
 	return out
 }
 
