@@ -47,3 +47,32 @@ func TestNoAllocations(t *testing.T) {
 	}
 	b.Close(now)
 }
+
+// Nor where the producer sends its record itself.
+func TestNoAllocationsAlone(t *testing.T) {
+	sink := &echoSink{}
+	b, err := New(Options{Pool: newPool(t, 4<<20)}, sink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sink.b = b
+	now, wakes := aloneNanos, 0
+	in, err := NewInbox(b, InboxOptions{Wake: func() { wakes++ }, Borrow: func(send func(int64, bool) bool) bool { return send(now, false) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &counter{}
+	p, err := in.Producer(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := make([]byte, 128)
+	if n := testing.AllocsPerRun(100, func() {
+		if err := p.Append(&serialize.Record{Value: value}, 0); err != nil {
+			t.Fatal(err)
+		}
+		now += aloneNanos
+	}); n != 0 || wakes != 0 || c.ok != 101 {
+		t.Errorf("%v allocations per message, %d wake-ups, %d of 101 completed", n, wakes, c.ok)
+	}
+}

@@ -67,12 +67,12 @@ type probe struct {
 }
 
 func (s *probe) SendBatch(id uint64, b *hugepages.Buf, records int) error {
-	b.Release()
 	base := s.next
 	s.next += int64(records)
 	if s.onSend != nil {
 		s.onSend(base, records)
 	}
+	b.Release()
 	return s.done(id, base, nil)
 }
 
@@ -135,12 +135,12 @@ func (l *inboxLoop) run() {
 	}
 }
 
-func (l *inboxLoop) borrow() bool {
+func (l *inboxLoop) borrow(send func(now int64, cheap bool) bool) bool {
 	if !l.owner.TryLock() {
 		return false
 	}
 	defer l.owner.Unlock()
-	return l.in.Borrowed(int64(time.Since(l.began)))
+	return send(int64(time.Since(l.began)), false)
 }
 
 func (l *inboxLoop) close() {

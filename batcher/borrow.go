@@ -1,6 +1,11 @@
 package batcher
 
-import "time"
+import (
+	"math"
+	"time"
+
+	"github.com/millrace/millrace/serialize"
+)
 
 // What Inbox.signaled says about the records that are staged.
 const (
@@ -17,9 +22,7 @@ func (in *Inbox) signal(sealed bool) {
 	case was == woken, was == held && !sealed, !in.signaled.CompareAndSwap(was, woken) && !sealed:
 		return
 	}
-	if in.opts.Borrow == nil || !in.opts.Borrow() {
-		in.opts.Wake()
-	}
+	in.opts.Wake()
 }
 
 // aloneNanos is how long no batch must have left for a producer to send its record
@@ -27,16 +30,41 @@ func (in *Inbox) signal(sealed bool) {
 // and a wake-up takes no longer.
 const aloneNanos = int64(20 * time.Microsecond)
 
-// Borrowed is Drain on a producer's goroutine, while the batcher's is at rest: a record
-// that finds the link idle leaves without a wake-up. It returns false if there is more
-// to do than that, or nothing; Wake is needed then. No Completer is told meanwhile,
-// provided that the sink answers nothing from within SendBatch, nor refuses a batch with
-// an error other than ErrBackpressure.
-func (in *Inbox) Borrowed(now int64) bool {
-	b := in.b
-	if b.inFlight > 0 || b.stalled || in.closing || b.closing || now-in.drained < aloneNanos {
+// lone is the record that a producer wants to send itself.
+type lone struct {
+	send   func(now int64, cheap bool) bool // Producer.sendAlone
+	record serialize.Record
+	token  uint64
+}
+
+// alone sends r in the batcher's place, past the stages. false: it did not.
+func (p *Producer) alone(r *serialize.Record, token uint64) bool {
+	// Without a lock, for most records that come have others before them.
+	if n, _, sealed := claims(p.in.open.Load().claimed.Load()); n > 0 && !sealed || p.in.opts.Borrow == nil {
 		return false
 	}
-	in.Drain(now)
-	return in.drained == now && in.NextDeadline() == 0
+	p.lone.record, p.lone.token = *r, token
+	sent := p.in.opts.Borrow(p.lone.send)
+	p.lone.record = serialize.Record{}
+	return sent
+}
+
+// sendAlone runs in the batcher's place: a record that finds nothing before it and the link
+// idle leaves without a wake-up. So does, where sending is cheap, one that fills its batch
+// by itself. Else it does nothing and returns false.
+func (p *Producer) sendAlone(now int64, cheap bool) bool {
+	in, b := p.in, p.in.b
+	full := cheap && b.opts.MaxBatchRecords == 1 && int(b.tail-b.head) < b.opts.MaxBatches
+	idle := b.records == 0 && b.opts.Linger == 0 && now-in.drained >= aloneNanos && now-b.left >= int64(b.opts.MinInterval)
+	if !full && !idle || b.stalled || b.refused || b.closing || in.closing || !in.takenUpTo(math.MaxUint64) {
+		return false
+	}
+	b.now = now
+	if b.Append(&p.lone.record, Completion{p.to, p.lone.token}) != nil { // for want of room, a matter for Drain
+		b.refused, b.starved = false, false
+		return false
+	}
+	b.Flush(now)
+	in.drained = now
+	return true
 }

@@ -24,11 +24,14 @@ type InboxOptions struct {
 	// goroutine, once when records arrive at an empty inbox, not for each, and not
 	// while they wait for the link; it must not block, nor call the inbox. Required.
 	Wake func()
-	// Borrow, if set, is called before Wake when a record arrives at an inbox from
-	// which nothing waits: if the batcher's goroutine is at rest, it calls
-	// Inbox.Borrowed in its place and returns what that returns, else false. Like
-	// Wake it must not block.
-	Borrow func() bool
+	// Borrow, if set, is called when a record arrives and nothing waits: if the
+	// batcher's goroutine is at rest, it calls send in its place and returns what that
+	// returned, else false. A record that finds the link idle leaves so without a
+	// wake-up; where the sink says that sending is cheap, one that fills its batch by
+	// itself need not find it idle. No Completer is told meanwhile, provided that the sink answers nothing
+	// from within SendBatch, nor refuses a batch with an error other than
+	// ErrBackpressure. Like Wake it must not block.
+	Borrow func(send func(now int64, cheap bool) bool) bool
 }
 
 // Inbox lets other goroutines append to a Batcher, through a Producer each.
@@ -123,7 +126,9 @@ func (in *Inbox) Producer(to Completer) (*Producer, error) {
 		return nil, fmt.Errorf("%w: %d producers are open (raise MaxProducers, or close some)", ErrFull, in.producers)
 	}
 	in.producers++
-	return &Producer{in: in, to: to, room: make(chan struct{}, 1)}, nil
+	p := &Producer{in: in, to: to, room: make(chan struct{}, 1)}
+	p.lone.send = p.sendAlone
+	return p, nil
 }
 
 // Producers is the number of producers that are open.

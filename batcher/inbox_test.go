@@ -99,13 +99,13 @@ func startTestLoop(t *testing.T, o Options, io InboxOptions, seed uint64) *testL
 		default:
 		}
 	}
-	io.Borrow = func() bool {
+	io.Borrow = func(send func(int64, bool) bool) bool {
 		if !l.owner.TryLock() {
 			return false
 		}
 		defer l.owner.Unlock()
 		l.now += aloneNanos
-		if !l.in.Borrowed(l.now) {
+		if !send(l.now, seed%2 == 0) {
 			return false
 		}
 		l.lent++

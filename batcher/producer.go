@@ -20,6 +20,7 @@ type Producer struct {
 	seq   uint64
 	here  int
 	woken bool // a Wait ended since the last Append
+	lone  lone
 }
 
 // producerQuantum is how many records of one stage a producer may take while
@@ -38,6 +39,9 @@ func (p *Producer) Append(r *serialize.Record, token uint64) error {
 	}
 	if p.closed.Load() {
 		return ErrClosed
+	}
+	if p.alone(r, token) {
+		return nil
 	}
 	for {
 		s := p.in.open.Load()

@@ -52,10 +52,16 @@ func (l *link) lane(topic string) (*lane, error) {
 // addInbox makes the inbox of a Client's producers; wake makes the loop drain it.
 func (la *lane) addInbox(wake func()) error {
 	l := la.link
-	instead := func(now int64) bool { // of the loop
-		return l.state == linkUp && l.conn.Lends() && la.inbox.Borrowed(now)
+	borrow := func(send func(now int64, cheap bool) bool) bool {
+		return l.loop.Borrow(func(now int64) bool {
+			if l.state != linkUp {
+				return false
+			}
+			ok, cheap := l.conn.Lends()
+			return ok && send(now, cheap)
+		})
 	}
-	in, err := batcher.NewInbox(la.batcher, batcher.InboxOptions{Wake: wake, Borrow: func() bool { return l.loop.Borrow(instead) }})
+	in, err := batcher.NewInbox(la.batcher, batcher.InboxOptions{Wake: wake, Borrow: borrow})
 	if err == nil {
 		la.inbox = in
 	}

@@ -5,8 +5,9 @@ package netpoll
 // Endpoint.Sent at most, and run no handler. An error stays for the loop to find.
 type LendingWire interface {
 	// Lends reports whether a message sent now would leave at Flush, and nothing else
-	// would have to be done: whether borrowing the loop for it is worth while.
-	Lends() bool
+	// would have to be done: whether borrowing the loop for it is worth while. cheap: it
+	// would take no system call, unless the peer sleeps.
+	Lends() (ok, cheap bool)
 }
 
 // Lender is implemented by a Backend with wires that lend, and work of its own besides
@@ -17,10 +18,13 @@ type Lender interface {
 	Lent() (deadline int64, idle bool)
 }
 
-// Lends reports whether Send may be called within Loop.Borrow.
-func (c *Conn) Lends() bool {
-	w, ok := c.wire.(LendingWire)
-	return ok && c.state == connOpen && w.Lends()
+// Lends reports whether Send may be called within Loop.Borrow. cheap: it costs little
+// there, so that messages that follow each other may as well leave one by one.
+func (c *Conn) Lends() (ok, cheap bool) {
+	if w, is := c.wire.(LendingWire); is && c.state == connOpen {
+		return w.Lends()
+	}
+	return false, false
 }
 
 // Borrow runs fn on the calling goroutine in the loop's place, if the loop is blocked

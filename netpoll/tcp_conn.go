@@ -225,7 +225,7 @@ func (c *tcpConn) Send(b *hugepages.Buf) {
 }
 
 // Lends implements LendingWire.
-func (c *tcpConn) Lends() bool { return true }
+func (c *tcpConn) Lends() (ok, cheap bool) { return true, false }
 
 // Flush implements Wire.
 func (c *tcpConn) Flush() {

@@ -118,6 +118,7 @@ type EventLoop struct {
 	reapAt   int64            // when to look for those; 0: there are none
 	stalled  bool             // one of them can post no more until they complete
 	waited   bool             // their completions end the loop's sleep
+	unpolled bool             // a flush was a Progress that calls for a poll
 	shown    int              // receives, as Stats has it
 	spare    []*hugepages.Buf // left by handlers, for the receives of the connection at hand
 	lone     uint64           // messages sent in lanes
@@ -245,6 +246,7 @@ func (el *EventLoop) Poll(budget int) int {
 // poll is Poll; last: before the loop sleeps.
 func (el *EventLoop) poll(budget int, last bool) int {
 	el.polls++
+	el.unpolled = false
 	now := el.loop.Now()
 	work := 0
 	el.deadline = 0
@@ -509,8 +511,8 @@ func (el *EventLoop) flush() {
 		d.posted = false
 		if d.transmitter != nil {
 			d.transmitter.Transmit(now)
-		} else {
-			d.dev.Progress(now)
+		} else if n, at := d.dev.Progress(now); n > 0 || at != 0 {
+			el.unpolled = true
 		}
 	}
 }
@@ -565,7 +567,7 @@ func (el *EventLoop) Arm() (int64, bool) {
 // Lent implements netpoll.Lender. The queues stay armed, and what completes meanwhile is
 // found as if the loop had sent.
 func (el *EventLoop) Lent() (deadline int64, idle bool) {
-	if len(el.dirty) > 0 || len(el.ready) > 0 || el.stalled || !el.waited && !el.patient() ||
+	if len(el.dirty) > 0 || len(el.ready) > 0 || el.unpolled || el.stalled || !el.waited && !el.patient() ||
 		len(el.leaving) > 0 && el.leaving[len(el.leaving)-1].since >= el.polls {
 		return 0, false
 	}

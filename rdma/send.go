@@ -74,9 +74,10 @@ func (c *conn) Flush() {
 
 // Lends implements netpoll.LendingWire: nothing waits for the peer, for completions, or
 // for the end.
-func (c *conn) Lends() bool {
-	return c.failure == nil && c.broken == nil && !c.leaving && !c.starved && !c.el.stalled && c.credits > 0 &&
+func (c *conn) Lends() (ok, cheap bool) {
+	ok = c.failure == nil && c.broken == nil && !c.leaving && !c.starved && !c.el.stalled && c.credits > 0 &&
 		c.unposted == c.sendq.count && int(c.postedWRs-c.doneWRs) < c.dev.sendWRs
+	return ok, c.lane != nil
 }
 
 func (c *conn) setDirty() {
