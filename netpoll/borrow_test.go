@@ -191,3 +191,118 @@ func TestBorrowedSendFails(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// lentBackend is one wire that lends, and a backend that the test answers for.
+type lentBackend struct {
+	quietBackend
+	loop      *Loop
+	lent      func(now int64) (deadline int64, idle bool)
+	polled    chan int64 // Now of each Poll, the latest
+	flushedAt int64
+}
+
+func (b *lentBackend) Attach(l *Loop) error           { b.loop = l; return nil }
+func (b *lentBackend) Send(buf *hugepages.Buf)        { buf.Release() }
+func (b *lentBackend) Flush()                         { b.flushedAt = b.loop.Now() }
+func (b *lentBackend) SetReading(bool)                {}
+func (b *lentBackend) Shut()                          {}
+func (b *lentBackend) Lends() (ok, cheap bool)        { return true, false }
+func (b *lentBackend) Lent() (deadline int64, _ bool) { return b.lent(b.loop.Now()) }
+
+func (b *lentBackend) Poll(int) int {
+	select {
+	case <-b.polled:
+	default:
+	}
+	b.polled <- b.loop.Now()
+	return 0
+}
+
+// borrow sends one message within a Borrow, once the loop sleeps, and runs look there.
+func (b *lentBackend) borrow(t *testing.T, c *Conn, look func(now int64)) {
+	t.Helper()
+	for end := time.Now().Add(borrowPatience); !b.loop.Borrow(func(now int64) bool {
+		for len(b.polled) > 0 { // before it slept
+			<-b.polled
+		}
+		look(now)
+		return post(t, c, []byte("lent"))
+	}); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the loop cannot be borrowed")
+		}
+	}
+}
+
+// waitPoll waits until Poll was called at that time or later.
+func (b *lentBackend) waitPoll(t *testing.T, at int64) {
+	t.Helper()
+	for {
+		select {
+		case now := <-b.polled:
+			if now >= at {
+				return
+			}
+		case <-time.After(borrowPatience):
+			t.Fatal("the loop sleeps on")
+		}
+	}
+}
+
+// What a lent send calls for is done by the loop: at once, or at its time, although the
+// loop had gone to sleep without end. One that is borrowed again and again need not be
+// woken for the second.
+func TestLentSendCallsForTheLoop(t *testing.T) {
+	b := &lentBackend{quietBackend: quietBackend{scheme: "lent"}, polled: make(chan int64, 1)}
+	l := startLoop(t, Options{Idle: Efficient(), Backends: []Backend{b}})
+	var c *Conn
+	if err := l.Do(func() {
+		e := NewEndpoint(l, &BaseHandler{}, b, Transport{}, "nobody")
+		e.Open()
+		c = e.Conn()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	began, at := int64(0), int64(0)
+	look := func(now int64) {
+		began = now
+		if l.Now() != now {
+			t.Errorf("it is %d, and the loop says %d", now, l.Now())
+		}
+	}
+	b.lent = func(int64) (int64, bool) { return 0, false }
+	b.borrow(t, c, look)
+	b.waitPoll(t, began)
+
+	b.lent = func(now int64) (int64, bool) { at = now + int64(20*time.Millisecond); return at, true }
+	b.borrow(t, c, look)
+	b.waitPoll(t, at)
+
+	b.lent = func(now int64) (int64, bool) { return now + int64(time.Hour), true }
+	b.borrow(t, c, look)
+	first := began
+	b.borrow(t, c, func(now int64) {
+		look(now)
+		if l.until <= first || l.until > now+int64(time.Hour) {
+			t.Errorf("borrowed at %d and %d, it sleeps until %d", first, now, l.until)
+		}
+		if b.flushedAt != first {
+			t.Errorf("flushed at %d, borrowed at %d", b.flushedAt, first)
+		}
+	})
+}
+
+// A loop that is not borrowed any more sleeps as long as it likes.
+func TestLentBoundEnds(t *testing.T) {
+	l := &Loop{now: 1000, lentAt: 950, lentFor: 100}
+	if at := l.lentBound(); at != 1100 {
+		t.Errorf("bound %d", at)
+	}
+	l.now = 1050
+	if at := l.lentBound(); at != 0 {
+		t.Errorf("bound %d after it was over", at)
+	}
+	if at := (&Loop{now: 1000}).lentBound(); at != 0 {
+		t.Errorf("bound %d of one that was never borrowed", at)
+	}
+}

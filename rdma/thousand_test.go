@@ -114,6 +114,17 @@ func TestThousandConnections(t *testing.T) {
 			t.Errorf("connection %d: %d messages", i, h.counts[i])
 		}
 	}
+	// Once more, each lent.
+	again := make(chan struct{})
+	server.do(func() { h.total, h.done = n, again })
+	for i, c := range conns {
+		client.lend(c, binary.BigEndian.AppendUint32(nil, uint32(i)))
+	}
+	select {
+	case <-again:
+	case <-time.After(60 * time.Second):
+		t.Fatalf("%d lent messages are missing", h.total)
+	}
 	t.Logf("when half had arrived: %d to %d of each connection's; at most %d receives posted", least, most, h.most)
 	if least < perConn/4 {
 		t.Errorf("unfair: %d to %d of %d", least, most, perConn)

@@ -1,0 +1,103 @@
+package memif_test
+
+import (
+	"bytes"
+	"context"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
+)
+
+// answers takes what comes back.
+type answers struct {
+	netpoll.BaseHandler
+	got    chan []byte
+	closed chan error
+}
+
+func (h *answers) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
+	for i := range ms {
+		h.got <- bytes.Clone(ms[i].Data)
+	}
+}
+
+func (h *answers) OnClose(_ *netpoll.Conn, err error) { h.closed <- err }
+
+// Messages leave on the goroutine of whoever sends them while the loop sleeps: alone, in the
+// lane, and several after one another, beside it. A peer that goes meanwhile is noticed.
+func TestBorrow(t *testing.T) {
+	const patience = 20 * time.Second
+	server, client := startLoop(t, netpoll.Efficient()), startLoop(t, netpoll.Efficient())
+	ln, err := server.Listen("dpdk://127.0.0.1:0", looptest.Echo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	h := &answers{got: make(chan []byte, 64), closed: make(chan error, 1)}
+	c, err := client.Dial(ctx, ln.URL(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lent := 0
+	send := func(p []byte) {
+		t.Helper()
+		fn := func(int64) bool {
+			ok, cheap := c.Lends()
+			if !ok {
+				return false
+			}
+			if !cheap {
+				t.Error("sending into shared memory is dear")
+			}
+			lent++
+			b, err := c.Alloc(len(p))
+			if err != nil {
+				t.Error(err)
+				return true
+			}
+			copy(b.Bytes(), p)
+			if err := c.Send(b); err != nil {
+				b.Release()
+				t.Error(err)
+			}
+			return true
+		}
+		for end := time.Now().Add(patience); !client.Borrow(fn); time.Sleep(100 * time.Microsecond) {
+			if time.Now().After(end) {
+				t.Fatal("the loop cannot be borrowed")
+			}
+		}
+	}
+	n := 0
+	for round := range 60 {
+		burst := 1 + round%4
+		for i := range burst {
+			send(bytes.Repeat([]byte{byte(n + i)}, 1+(n+i)*37%2000))
+		}
+		for range burst {
+			select {
+			case got := <-h.got:
+				if want := bytes.Repeat([]byte{byte(n)}, 1+n*37%2000); !bytes.Equal(got, want) {
+					t.Fatalf("message %d: %d bytes of %d, or others", n, len(got), len(want))
+				}
+			case err := <-h.closed:
+				t.Fatalf("closed: %v", err)
+			case <-time.After(patience):
+				t.Fatalf("message %d did not come back", n)
+			}
+			n++
+		}
+	}
+	if lent != n {
+		t.Errorf("%d of %d were lent", lent, n)
+	}
+	server.Stop()
+	select {
+	case <-h.closed:
+	case <-time.After(patience):
+		t.Fatal("the peer has gone, and nobody noticed")
+	}
+}
