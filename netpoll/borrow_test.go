@@ -221,7 +221,11 @@ func (b *lentBackend) Poll(int) int {
 // borrow sends one message within a Borrow, once the loop sleeps, and runs look there.
 func (b *lentBackend) borrow(t *testing.T, c *Conn, look func(now int64)) {
 	t.Helper()
+	before := b.loop.Clock()
 	for end := time.Now().Add(borrowPatience); !b.loop.Borrow(func(now int64) bool {
+		if now < before-int64(10*time.Microsecond) {
+			t.Errorf("it is %d, which was %d before", now, before)
+		}
 		for len(b.polled) > 0 { // before it slept
 			<-b.polled
 		}
@@ -274,6 +278,7 @@ func TestLentSendCallsForTheLoop(t *testing.T) {
 	b.borrow(t, c, look)
 	b.waitPoll(t, began)
 
+	time.Sleep(5 * time.Millisecond) // so that Now of the cycle before is of no use
 	b.lent = func(now int64) (int64, bool) { at = now + int64(20*time.Millisecond); return at, true }
 	b.borrow(t, c, look)
 	b.waitPoll(t, at)
