@@ -39,8 +39,7 @@ type lone struct {
 
 // alone sends r in the batcher's place, past the stages. false: it did not.
 func (p *Producer) alone(r *serialize.Record, token uint64) bool {
-	// Without a lock, for most records that come have others before them.
-	if n, _, sealed := claims(p.in.open.Load().claimed.Load()); n > 0 && !sealed || p.in.opts.Borrow == nil {
+	if p.in.opts.Borrow == nil {
 		return false
 	}
 	p.lone.record, p.lone.token = *r, token

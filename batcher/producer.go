@@ -40,13 +40,15 @@ func (p *Producer) Append(r *serialize.Record, token uint64) error {
 	if p.closed.Load() {
 		return ErrClosed
 	}
-	if p.alone(r, token) {
-		return nil
-	}
-	for {
+	for asked := false; ; {
 		s := p.in.open.Load()
 		c := s.claimed.Load()
 		n, at, sealed := claims(c)
+		if (n == 0 || sealed) && !asked { // most records have others before them
+			if asked = true; p.alone(r, token) {
+				return nil
+			}
+		}
 		if sealed || !p.in.fits(n, at, bytes) {
 			if err := p.in.turn(s); err != nil {
 				return err
