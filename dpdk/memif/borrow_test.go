@@ -41,41 +41,18 @@ func TestBorrow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lent := 0
-	send := func(p []byte) {
-		t.Helper()
-		fn := func(int64) bool {
-			ok, cheap := c.Lends()
-			if !ok {
-				return false
-			}
-			if !cheap {
-				t.Error("sending into shared memory is dear")
-			}
-			lent++
-			b, err := c.Alloc(len(p))
-			if err != nil {
-				t.Error(err)
-				return true
-			}
-			copy(b.Bytes(), p)
-			if err := c.Send(b); err != nil {
-				b.Release()
-				t.Error(err)
-			}
-			return true
+	if err := client.Do(func() {
+		if ok, cheap := c.Lends(); !ok || !cheap {
+			t.Errorf("it lends %v, cheaply %v", ok, cheap)
 		}
-		for end := time.Now().Add(patience); !client.Borrow(fn); time.Sleep(100 * time.Microsecond) {
-			if time.Now().After(end) {
-				t.Fatal("the loop cannot be borrowed")
-			}
-		}
+	}); err != nil {
+		t.Fatal(err)
 	}
 	n := 0
 	for round := range 60 {
 		burst := 1 + round%4
 		for i := range burst {
-			send(bytes.Repeat([]byte{byte(n + i)}, 1+(n+i)*37%2000))
+			looptest.Lend(t, c, bytes.Repeat([]byte{byte(n + i)}, 1+(n+i)*37%2000))
 		}
 		for range burst {
 			select {
@@ -90,9 +67,6 @@ func TestBorrow(t *testing.T) {
 			}
 			n++
 		}
-	}
-	if lent != n {
-		t.Errorf("%d of %d were lent", lent, n)
 	}
 	server.Stop()
 	select {

@@ -53,3 +53,20 @@ func (s *Sparse) SleepsPerRequest(b *testing.B, server *netpoll.Loop, c *netpoll
 	b.ReportMetric(float64(server.Stats().Parks-before)/float64(b.N), "server-sleeps/op")
 	b.ReportMetric(float64(client.Stats().Parks-beforeClient)/float64(b.N), "client-sleeps/op")
 }
+
+// Lend sends p on c in the place of its loop, once that sleeps.
+func Lend(t testing.TB, c *netpoll.Conn, p []byte) {
+	t.Helper()
+	fn := func(int64) bool {
+		ok, _ := c.Lends()
+		if ok {
+			send(t, c, p)
+		}
+		return ok
+	}
+	for end := time.Now().Add(patience); !c.Loop().Borrow(fn); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(end) {
+			t.Fatal("the loop cannot be borrowed")
+		}
+	}
+}
