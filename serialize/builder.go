@@ -224,7 +224,7 @@ func (b *Builder) Finish() []byte {
 	case b.n == 0:
 		b.dst = nil
 		return nil
-	case b.n == 1 && !b.rich:
+	case b.n == 1:
 		return b.finishOne()
 	}
 	b.measure()
@@ -255,11 +255,14 @@ func (b *Builder) Finish() []byte {
 	return out
 }
 
-// finishOne is Finish for a value alone, whose batch is its header: the one that waits
-// least for others is the one whose time is looked at.
+// finishOne is Finish for a record alone, which has no columns: the one that waits least
+// for others is the one whose time is looked at.
 func (b *Builder) finishOne() []byte {
 	out := b.dst[:b.pos:b.pos]
-	l := layout{records: 1, payload: b.pos - HeaderBytes, value: span{min: uint64(b.lens[0])}, time: span{min: uint64(b.times[0])}}
+	l := layout{records: 1, payload: int(b.lens[0]), value: span{min: uint64(b.lens[0])}, time: span{min: uint64(b.times[0])}}
+	if b.rich {
+		l.addRich(b.keys[:1], b.headers[:1], b.attrs[:1], true)
+	}
 	l.writeHeader(out, &parts{end: b.pos}, updateCRC(b.crc, out[b.summed:]))
 	b.dst, b.n = nil, 0
 	return out
