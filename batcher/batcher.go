@@ -283,7 +283,9 @@ func (b *Batcher) complete() {
 			if b.doneHead++; b.doneHead == len(b.dones) {
 				b.doneHead = 0
 			}
-			b.records--
+			if b.records--; b.records == 0 {
+				b.doneHead = 0 // where the cache still has it
+			}
 			if x.err != nil {
 				c.To.Complete(c.Token, serialize.NoOffset, x.err)
 			} else {

@@ -59,11 +59,11 @@ func (p *Producer) sendAlone(now int64, cheap bool) bool {
 		return false
 	}
 	b.now = now
-	if b.Append(&p.lone.record, Completion{p.to, p.lone.token}) != nil { // for want of room, a matter for Drain
-		b.refused, b.starved = false, false
+	if b.Put(&p.lone.record, Completion{p.to, p.lone.token}) != nil { // for want of room, a matter for Drain
+		b.refused = false
 		return false
 	}
-	b.Flush(now)
+	b.left = now
 	in.drained = now
 	return true
 }

@@ -146,14 +146,7 @@ func TestLoneRecordThatMustWait(t *testing.T) {
 	})
 	t.Run("memory", func(t *testing.T) {
 		r, in, p, wakes, now, _ := borrowRig(t, Options{})
-		var taken []*hugepages.Buf
-		for {
-			buf, err := r.b.opts.Pool.Get(defaultMaxBatchBytes, hugepages.Other)
-			if err != nil {
-				break
-			}
-			taken = append(taken, buf)
-		}
+		taken := exhaust(r.b.opts.Pool)
 		if err := p.Append(&rec, 0); !errors.Is(err, hugepages.ErrExhausted) {
 			t.Fatalf("%v, want that memory is exhausted", err)
 		}

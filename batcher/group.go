@@ -44,13 +44,13 @@ func (b *Batcher) Reserve(records, bytes int) error {
 	}
 }
 
-// Put queues a batch of one record that the caller lays out itself, for a record
-// that no batch of MaxBatchBytes holds: it leaves after all that was appended
-// before, and completes in that order. bytes are those of its key, value and
-// headers; if they alone exceed MaxQueuedBytes, the record is taken when nothing
-// else is queued. build is called once there is room; the buffer it returns is
-// then the batcher's. Errors as Append's, and build's; nothing was taken then.
-func (b *Batcher) Put(bytes int, done Completion, build func() (*hugepages.Buf, error)) error {
+// Put copies r into a batch of its own, in a buffer as large as that, and offers it to the
+// sink: also a record that no batch of MaxBatchBytes holds. It leaves after all that was
+// appended before, and completes in that order. A record of more than MaxQueuedBytes is
+// taken when nothing else is queued. Errors as Append's, and the pool's
+// hugepages.ErrTooLarge; nothing was taken then.
+func (b *Batcher) Put(r *serialize.Record, done Completion) error {
+	bytes := len(r.Key) + len(r.Value) + len(r.Headers)
 	switch {
 	case b.closing:
 		return ErrClosed
@@ -65,8 +65,12 @@ func (b *Batcher) Put(bytes int, done Completion, build func() (*hugepages.Buf, 
 		b.refused = true // also if others appended from within a completion
 		return ErrFull
 	}
-	buf, err := build()
+	buf, err := b.opts.Pool.Get(serialize.HeaderBytes+bytes, hugepages.Batch)
 	if err != nil {
+		return err
+	}
+	if _, err := serialize.EncodeOne(buf.Bytes(), r); err != nil {
+		buf.Release()
 		return err
 	}
 	b.closeBuf(buf, 1, buf.Len())

@@ -629,14 +629,7 @@ func TestWhoWaitedComesBeforeWhoIsGreedy(t *testing.T) {
 func TestInboxWithoutMemory(t *testing.T) {
 	pool := newPool(t, 1<<20)
 	l := startTestLoop(t, Options{Pool: pool}, InboxOptions{}, 1)
-	var hog []*hugepages.Buf
-	for {
-		b, err := pool.Get(128<<10, hugepages.Other)
-		if err != nil {
-			break
-		}
-		hog = append(hog, b)
-	}
+	hog := exhaust(pool)
 	box := &mailbox{t: t}
 	p, err := l.in.Producer(box)
 	if err != nil {

@@ -133,6 +133,20 @@ func (l *ledger) Complete(token uint64, offset int64, err error) {
 	}
 }
 
+// exhaust takes all that pool has, for batches large and small.
+func exhaust(pool *hugepages.Pool) (all []*hugepages.Buf) {
+	for _, n := range []int{defaultMaxBatchBytes, 1} {
+		for {
+			b, err := pool.Get(n, hugepages.Other)
+			if err != nil {
+				break
+			}
+			all = append(all, b)
+		}
+	}
+	return all
+}
+
 // rig is a batcher over a fake sink, fed with numbered records.
 type rig struct {
 	t     testing.TB

@@ -150,36 +150,10 @@ func (la *lane) append(r *serialize.Record, done batcher.Completion) error {
 		return err
 	}
 	payload := len(r.Key) + len(r.Value) + len(r.Headers)
-	bytes := serialize.HeaderBytes + payload + singleRowBytes
-	if limit := l.maxBatch(); bytes > limit {
+	if bytes, limit := serialize.HeaderBytes+payload, l.maxBatch(); bytes > limit {
 		return fmt.Errorf("%w (it makes a batch of %d bytes, the way to %s takes %d)", ErrValueTooLarge, bytes, l.url, limit)
 	}
-	return la.batcher.Put(payload, done, func() (*hugepages.Buf, error) { return l.buildSingle(r, bytes) })
-}
-
-// singleRowBytes is what the columns of one record take at their widest, 21 bytes,
-// and some.
-const singleRowBytes = 32
-
-// buildSingle makes a batch of one record, at most bytes long.
-func (l *link) buildSingle(r *serialize.Record, bytes int) (*hugepages.Buf, error) {
-	if l.single == nil {
-		var err error
-		if l.single, err = serialize.NewBuilder(1); err != nil {
-			return nil, err
-		}
-	}
-	b, err := l.pool.Get(bytes, hugepages.Batch)
-	if err != nil {
-		return nil, err
-	}
-	l.single.Reset(b.Bytes())
-	if err := l.single.Append(r); err != nil {
-		b.Release()
-		return nil, err
-	}
-	b.Resize(len(l.single.Finish()))
-	return b, nil
+	return la.batcher.Put(r, done)
 }
 
 // batchReply is told what became of a batch: of each record of an aggregated one

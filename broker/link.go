@@ -50,7 +50,6 @@ type link struct {
 	timer    *netpoll.Timer // greeting, watching or reconnecting
 	patience time.Duration  // see answerPatience
 	heard    bool           // something came since watch looked
-	single   *serialize.Builder
 
 	onUp     func()            // greeted
 	onDown   func(err error)   // lost, or could not be had; all calls have ended

@@ -255,14 +255,14 @@ func (b *Builder) Finish() []byte {
 	return out
 }
 
-// finishOne is Finish for a record alone, which has no columns: the one that waits least
-// for others is the one whose time is looked at.
+// finishOne is Finish for a record alone.
 func (b *Builder) finishOne() []byte {
 	out := b.dst[:b.pos:b.pos]
-	l := layout{records: 1, payload: int(b.lens[0]), value: span{min: uint64(b.lens[0])}, time: span{min: uint64(b.times[0])}}
+	key, headers, attr := 0, 0, uint8(0)
 	if b.rich {
-		l.addRich(b.keys[:1], b.headers[:1], b.attrs[:1], true)
+		key, headers, attr = int(b.keys[0]), int(b.headers[0]), b.attrs[0]
 	}
+	l := layoutOfOne(key, int(b.lens[0]), headers, attr, b.times[0])
 	l.writeHeader(out, &parts{end: b.pos}, updateCRC(b.crc, out[b.summed:]))
 	b.dst, b.n = nil, 0
 	return out

@@ -208,6 +208,11 @@ func FuzzRoundTrip(f *testing.F) {
 			t.Fatal(err)
 		}
 		checkBatch(t, &batch, kept)
+		if len(kept) == 1 {
+			if got, err := EncodeOne(make([]byte, room), &kept[0]); err != nil || !bytes.Equal(got, enc) {
+				t.Fatalf("EncodeOne makes other bytes (%v)", err)
+			}
+		}
 		if got, err := encoder.Encode(make([]byte, room), kept); err != nil || !bytes.Equal(got, enc) {
 			t.Fatalf("an Encoder makes other bytes (%v)", err)
 		}
