@@ -287,6 +287,24 @@ func (l *Link) Place(p *softroce.Path, n int) []byte {
 // Publish implements softroce.Lane.
 func (l *Link) Publish() { l.placer.Publish() }
 
+// Lone implements softroce.Lane.
+func (l *Link) Lone() (packet []byte, src netip.Addr) {
+	if l.placer == nil || l.set != nil {
+		return nil, netip.Addr{}
+	}
+	frame := l.placer.Lone()
+	if frame == nil {
+		return nil, netip.Addr{}
+	}
+	return l.usual.payload(frame), l.usual.src.Addr()
+}
+
+// Taken implements softroce.Lane.
+func (l *Link) Taken() {
+	l.placer.Taken()
+	l.counts.rxFrames++
+}
+
 // Rx receives at most 64 frames. A frame's Pseudo is nil where its headers are
 // just what Path gives for the way back, as between two of these links; otherwise
 // it holds the pseudo header of what arrived, with its lengths.

@@ -83,6 +83,10 @@ type Placer interface {
 	Place(n int) []byte
 	// Publish transmits what the last Place gave.
 	Publish()
+	// Lone is the received frame that waits alone; nil if none does, or several.
+	Lone() []byte
+	// Taken gives back what the last Lone gave: RxBurst is not to find it.
+	Taken()
 }
 
 // Armer is implemented by ports whose Info().FD becomes readable only if asked for.

@@ -123,6 +123,25 @@ func (b *Buf) Release() {
 	}
 }
 
+// Renew is Release and Get of n bytes for the same purpose in one, for who has the only
+// reference and is done with the window: it costs nothing that others could see. b is
+// then as after Release. nil, and nothing has happened, if n bytes take another class.
+func (b *Buf) Renew(n int) *Buf {
+	b.live("Renew")
+	if uint(n) > uint(b.pool.maxBytes) || classOf(n) != int(b.class) {
+		return nil
+	}
+	purpose := b.purpose
+	mangle(b.slot)
+	b = b.home().handle()
+	b.start, b.end, b.purpose = HeadroomBytes, HeadroomBytes+n, purpose
+	b.refs.Store(1)
+	return b
+}
+
+// Of tells whether b came from p.
+func (b *Buf) Of(p *Pool) bool { return b.pool == p }
+
 // Refs is the number of references. It tells the owner whether it is the only
 // one; what other goroutines do meanwhile may change any other answer.
 func (b *Buf) Refs() int32 { return b.refs.Load() }

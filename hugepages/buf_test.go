@@ -137,3 +137,28 @@ func TestAccountingByPurpose(t *testing.T) {
 		t.Errorf("%d cut + %d undivided of %d", cut, s.UndividedBytes, s.ArenaBytes)
 	}
 }
+
+// Renew is Release and Get, and the pool cannot tell.
+func TestRenew(t *testing.T) {
+	p := newTestPool(t, 1<<20)
+	b := mustGet(t, p, 100, Send) // class of 256 B
+	before := p.Stats()
+	if b.Renew(257) != nil || b.Renew(-1) != nil || b.Renew(p.MaxBytes()+1) != nil || b.Len() != 100 {
+		t.Fatal("renewed for another class")
+	}
+	b.TrimFront(50)
+	n := b.Renew(200)
+	if n == nil || n.Len() != 200 || n.Headroom() != HeadroomBytes || n.Cap() != 256 || n.Refs() != 1 || n.Purpose() != Send {
+		t.Fatalf("got %+v", n)
+	}
+	if after := p.Stats(); after.Purposes != before.Purposes || p.Outstanding() != 1 {
+		t.Errorf("%+v, before %+v", after.Purposes, before.Purposes)
+	}
+	if !n.Of(p) || n.Of(nil) {
+		t.Error("it does not know its pool")
+	}
+	n.Release()
+	if p.Outstanding() != 0 {
+		t.Errorf("%d outstanding", p.Outstanding())
+	}
+}

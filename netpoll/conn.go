@@ -94,6 +94,12 @@ func (c *Conn) Stats() ConnStats {
 
 // Alloc returns a Buf with a window of n bytes for the caller to fill and Send.
 func (c *Conn) Alloc(n int) (*hugepages.Buf, error) {
+	if l := c.loop; l.spare != nil {
+		if b := l.spare.Renew(n); b != nil {
+			l.spare = nil
+			return b, nil
+		}
+	}
 	return c.loop.pool.Get(n, hugepages.Send)
 }
 
@@ -175,6 +181,7 @@ func (c *Conn) Close(err error) {
 	}
 	c.handBack()
 	c.wire.Shut()
+	c.loop.dropSpare()
 	c.loop.forget(c)
 	c.loop.oweHooks()
 	c.handler.OnClose(c, err)

@@ -85,6 +85,7 @@ type Loop struct {
 	backends []backendState
 	idle     idler
 	pool     *hugepages.Pool
+	spare    *hugepages.Buf   // for the next Alloc, or nil
 	arena    *hugepages.Arena // the loop's own, or nil
 	log      *slog.Logger
 
@@ -224,6 +225,24 @@ func (l *Loop) Clock() int64 { return int64(time.Since(l.start)) }
 
 // Precise is Clock in a third of its time, for handlers and for hooks.
 func (l *Loop) Precise() int64 { return l.ticks.Read() }
+
+// Recycle takes the reference to b, which has been sent, as Release does: the next
+// Alloc has the buffer without a way through the pool. Backends only.
+func (l *Loop) Recycle(b *hugepages.Buf) {
+	if l.spare == nil && !l.lent && b.Refs() == 1 && b.Of(l.pool) && b.Purpose() == hugepages.Send {
+		l.spare = b
+	} else {
+		b.Release()
+	}
+}
+
+// dropSpare gives back what Recycle kept: a loop at rest holds no memory.
+func (l *Loop) dropSpare() {
+	if l.spare != nil {
+		l.spare.Release()
+		l.spare = nil
+	}
+}
 
 // Submit runs fn on the loop's goroutine, in submission order. Any goroutine.
 // ErrBackpressure if the queue is full, ErrLoopClosed after the loop stopped; fn
@@ -395,12 +414,15 @@ func (l *Loop) Run() error {
 			// With few messages the look that park takes is enough. With many, an empty
 			// cycle before it lets more gather.
 			l.park()
-		} else if work == 0 {
-			l.spin()
+		} else if work == 0 || work == 1 && !l.leftOver() && !l.idle.mayPark(l.now) {
+			l.spin(work > 0)
 		}
 	}
 	return l.finish()
 }
+
+// leftOver tells that the loop's handlers left something to the next cycle.
+func (l *Loop) leftOver() bool { return l.hooksOwe || len(l.dirty) > 0 || len(l.writable) > 0 }
 
 // yield lets other goroutines run: the bootstrap, signal handling, metrics. On the
 // only P of a process it follows each cycle that found work, as long as others send
@@ -477,9 +499,11 @@ func (l *Loop) flush() {
 				c.handler.OnWritable(c)
 			}
 		}
-		rest := copy(l.writable, l.writable[n:])
-		clear(l.writable[rest:])
-		l.writable = l.writable[:rest]
+		if n > 0 {
+			rest := copy(l.writable, l.writable[n:])
+			clear(l.writable[rest:])
+			l.writable = l.writable[:rest]
+		}
 	}
 }
 
@@ -544,6 +568,7 @@ func (l *Loop) park() {
 	if l.until != 0 {
 		timeout = time.Duration(max(0, l.until-l.Clock()))
 	}
+	l.dropSpare()
 	l.counts.parks++
 	l.publish()
 	slept := l.now

@@ -18,8 +18,10 @@ type Watched struct {
 // beside it, which may be the one that is waited for.
 type Watcher interface {
 	// Watch appends the words to ws. ok is false if only Poll can tell whether there is
-	// something to do. The words stay readable until the next call of a method.
-	Watch(ws []Watched) (_ []Watched, ok bool)
+	// something to do; worked says that the last Poll found work, after which Poll may have
+	// more to do although nothing arrives. The words stay readable until the next call of a
+	// method.
+	Watch(ws []Watched, worked bool) (_ []Watched, ok bool)
 }
 
 const (
@@ -38,8 +40,9 @@ type spinner struct {
 	lookNanos int64
 }
 
-// spin is what the loop does after a cycle that found nothing, until the next.
-func (l *Loop) spin() {
+// spin is what the loop does until the next cycle, after one that found nothing, or found
+// work and left nothing.
+func (l *Loop) spin(worked bool) {
 	s := &l.watch
 	ok := true
 	s.words = s.words[:0]
@@ -47,14 +50,16 @@ func (l *Loop) spin() {
 		b := &l.backends[i]
 		if b.watcher != nil {
 			var watches bool
-			s.words, watches = b.watcher.Watch(s.words)
+			s.words, watches = b.watcher.Watch(s.words, worked)
 			ok = ok && watches
 		} else {
 			ok = ok && l.now < b.notBefore // it would not be asked anyway
 		}
 	}
 	if n := len(s.words); !ok || n == 0 || n > maxWatched {
-		pause()
+		if !worked {
+			pause()
+		}
 		return
 	}
 	looks := watchNanos / max(s.lookNanos, watchNanos/64)

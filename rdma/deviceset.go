@@ -16,6 +16,7 @@ type device struct {
 	dev         Device
 	transmitter Transmitter // nil if dev is none
 	watcher     Watcher     // nil if dev is none
+	loner       Loner       // likewise
 	attr        DeviceAttr
 	pd          PD
 	mr          *MR
@@ -129,6 +130,9 @@ func (d *device) init(el *EventLoop) (err error) {
 	d.attr, d.fd = d.dev.Attr(), d.dev.FD()
 	d.transmitter, _ = d.dev.(Transmitter)
 	d.watcher, _ = d.dev.(Watcher)
+	if d.attr.Caps.Has(CapUnsummed) {
+		d.loner, _ = d.dev.(Loner)
+	}
 	o := &el.opts
 	d.receives, d.receiveBytes, d.sendWRs = o.Receives, o.ReceiveBytes, o.SendWRs
 	if n := d.attr.MaxQPWR; n > 0 {

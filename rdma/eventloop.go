@@ -125,6 +125,10 @@ type EventLoop struct {
 	// spareKept is how many of spare wait for the next message in a lane, whose lines are
 	// then still in the cache: 0 before the first, then 1.
 	spareKept int
+	handed    [1]netpoll.Message
+	handedTo  *conn  // of Hand
+	answered  uint64 // lone when the last of those was delivered
+	onlyLone  bool   // the last poll found one, and did nothing but what it asked for
 	retryAt   int64
 	deadline  int64         // of the devices' last Progress
 	backoff   time.Duration // of devices without descriptor
@@ -249,6 +253,12 @@ func (el *EventLoop) poll(budget int, last bool) int {
 	el.unpolled = false
 	now := el.loop.Now()
 	work := 0
+	if el.onlyLone = false; el.lone != el.answered {
+		if work = el.pollLone(now); work > 0 && !last && el.polls%loneEvery != 0 && el.nothingElse(now) {
+			el.onlyLone = true
+			return work
+		}
+	}
 	el.deadline = 0
 	for _, d := range el.active {
 		n, deadline := d.dev.Progress(now)

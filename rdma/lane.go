@@ -3,6 +3,7 @@ package rdma
 import (
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/rdma/bootstrap"
 )
 
 // LaneQP is implemented by a queue pair whose device may share memory with the peer's
@@ -28,6 +29,16 @@ type Taker interface {
 	// that it would have filled stays posted. false: it fills one, and completes. It is
 	// not called while completions of the queue pair wait in its receive CQ.
 	Take(data []byte, imm uint32) bool
+	// Hand is Take within Loner.Lone. What it refuses is there for the next Progress.
+	Hand(data []byte, imm uint32) bool
+}
+
+// Loner is implemented by a device with CapUnsummed that can do less than a whole Progress
+// where one short message is all that waits, as between requests and answers.
+type Loner interface {
+	// Lone hands that message to its Taker, once. false: there is none, or it is not that
+	// simple, or Progress is due. now is as for Device.Progress.
+	Lone(now int64) bool
 }
 
 // arrivedPolls is in how many polls a device has certainly received what lay in its link
@@ -69,7 +80,7 @@ func (c *conn) sendAlone() bool {
 	c.heard, c.yield = false, false
 	done := c.sendq.pop()
 	c.ep.Sent(1, done.size)
-	done.release()
+	c.el.loop.Recycle(done.buf)
 	return true
 }
 
@@ -110,6 +121,67 @@ func (c *conn) Take(data []byte, imm uint32) bool {
 		c.setDirty()
 	}
 	return true
+}
+
+// Hand implements Taker: deliverHanded follows. It takes what needs nothing but a buffer
+// that the last message left, and leaves the rest to Take.
+func (c *conn) Hand(data []byte, imm uint32) bool {
+	el := c.el
+	n := len(el.spare)
+	if imm&^immGranted != 0 || c.credits+int(imm) > bootstrap.MaxCredits || !c.holding && c.credits+int(imm) > 1 ||
+		!c.reading || c.shut || c.failure != nil || c.ep == nil || c.ready || c.sentMessages > 0 || c.sendq.count > 0 ||
+		len(c.messages) > 0 || len(c.segments) > 0 || c.hungry || c.granted <= max(1, c.untold()) || n == 0 || len(data) > min(c.dev.receiveBytes, el.loop.MaxMessageBytes()) {
+		return false
+	}
+	buf := el.spare[n-1]
+	el.spare = el.spare[:n-1]
+	c.credits += int(imm)
+	c.owed++ // its receive was not used
+	buf.SetWindow(0, len(data))
+	m := &el.handed[0]
+	m.Data, m.Buf = buf.Bytes(), buf
+	copy(m.Data, data)
+	el.handedTo = c
+	return true
+}
+
+// pollLone delivers a message that came alone, and sends what its handler does. It is called
+// if something was sent in a lane since the last such message, as between requests and
+// answers: messages that come one way do better to gather.
+func (el *EventLoop) pollLone(now int64) (work int) {
+	for _, d := range el.active {
+		if d.loner != nil && d.loner.Lone(now) {
+			el.answered = el.lone
+			el.deliverHanded()
+			return 1 // the handler may have closed others
+		}
+	}
+	return 0
+}
+
+// deliverHanded delivers what Hand took, and sends what its handler does.
+func (el *EventLoop) deliverHanded() {
+	c, buf := el.handedTo, el.handed[0].Buf
+	c.heard = true
+	c.ep.Lend(el.handed[:])
+	if buf.Refs() > 1 || c.shut { // kept by the handler
+		buf.Release()
+	} else {
+		el.spare = append(el.spare, buf)
+	}
+	if !c.shut && c.creditDue() {
+		c.setDirty()
+	}
+	el.flush()
+}
+
+// loneEvery: of so many polls that find a message alone one does all that a poll does.
+const loneEvery = 16
+
+// nothingElse tells that behind a message that came alone nothing else waits for this poll.
+func (el *EventLoop) nothingElse(now int64) bool {
+	return len(el.active) == 1 && el.drained && !el.stalled && len(el.ready) == 0 && len(el.dirty) == 0 &&
+		len(el.leaving) == 0 && len(el.starved) == 0 && (el.reapAt == 0 || now < el.reapAt)
 }
 
 // arrived tells whether all that the peer sent before it left has been received: it may

@@ -12,7 +12,10 @@ type Watcher interface {
 }
 
 // Watch implements netpoll.Watcher.
-func (el *EventLoop) Watch(ws []Watched) (_ []Watched, ok bool) {
+func (el *EventLoop) Watch(ws []Watched, worked bool) (_ []Watched, ok bool) {
+	if worked && !el.onlyLone {
+		return ws, false
+	}
 	for _, d := range el.active {
 		if d.watcher == nil {
 			return ws, false

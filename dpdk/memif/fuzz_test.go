@@ -70,7 +70,7 @@ func FuzzDescriptors(f *testing.F) {
 			}
 		}
 		for len(script) > 0 {
-			op := script[0] % 5
+			op := script[0] % 6
 			script = script[1:]
 			var buf [5]dpdk.Frame
 			switch op {
@@ -101,6 +101,11 @@ func FuzzDescriptors(f *testing.F) {
 				p.FreeBurst(rxHeld)
 				p.FreeBurst(tx)
 				rxHeld, tx = nil, nil
+			case 5:
+				if b := p.Lone(); b != nil {
+					check([]dpdk.Frame{{Data: b, Len: len(b)}})
+					p.Taken()
+				}
 			}
 			if len(tx) > p.tx.slots || len(rxHeld) > p.rx.slots {
 				t.Fatalf("%d and %d frames of rings of %d", len(tx), len(rxHeld), p.tx.slots)

@@ -6,7 +6,6 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -46,6 +45,7 @@ type Port struct {
 	txNext, txSent uint16 // next slot to hand out, next slot to publish
 	txSeen         uint16 // the peer's index of the transmit ring as last read
 	placed         uint32 // bytes of what the last Place gave
+	lone           expected
 	warm           []byte // the buffer of txNext, if warmUp found it
 	txVoid         []bool // slots handed out, given back, and still in front of others
 	rxNext         uint16 // next slot to look at
@@ -342,17 +342,22 @@ func (p *Port) RxBurst(frames []dpdk.Frame) int {
 		p.publishStats()
 	}
 	got := 0
-	for avail := p.rxAvailable(); avail > 0 && got < len(frames); avail-- {
+	avail := p.rxAvailable()
+	if avail == 1 {
+		p.expectLone()
+	}
+	for ; avail > 0 && got < len(frames); avail-- {
 		i := p.rxNext
-		p.rxNext++
 		data, n := p.rxFrame(i)
+		if avail == 1 && got == 0 && data != nil { // nothing else is there to do meanwhile
+			p.fetchLone(data, n)
+			p.foreseeLone(i)
+		}
+		p.rxNext++
 		if data == nil {
 			p.stats.BadDescriptors++
 			p.giveBack(i)
 			continue
-		}
-		if avail == 1 && got == 0 { // nothing else is there to do meanwhile
-			prefetch(unsafe.Pointer(unsafe.SliceData(data)), min(n, prefetchBytes))
 		}
 		frames[got].Set(data, n, rxHandle|uint64(i))
 		got++

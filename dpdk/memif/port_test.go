@@ -671,3 +671,47 @@ func TestPlace(t *testing.T) {
 		}
 	}
 }
+
+// A frame that waits alone can be had without a burst, in both directions, across the
+// ring's wrap; of several none can.
+func TestLone(t *testing.T) {
+	server, client := pair(t, Config{RingLog2: 4})
+	for _, dir := range []struct{ from, to *Port }{{client, server}, {server, client}} {
+		for i := range 100 {
+			if dir.to.Lone() != nil {
+				t.Fatal("a frame out of nothing")
+			}
+			n := 1 + i%3
+			for k := range n {
+				b := dir.from.Place(10 + i)
+				if b == nil {
+					t.Fatalf("round %d: no room", i)
+				}
+				b[0], b[9+i] = byte(i), byte(k)
+				dir.from.Publish()
+			}
+			if n == 1 {
+				for range 2 { // looking takes nothing
+					if b := dir.to.Lone(); len(b) != 10+i || b[0] != byte(i) || b[9+i] != 0 {
+						t.Fatalf("round %d: got %d bytes", i, len(b))
+					}
+				}
+				dir.to.Taken()
+			} else if dir.to.Lone() != nil {
+				t.Fatalf("round %d: one of %d", i, n)
+			}
+			var rx [4]dpdk.Frame
+			got := dir.to.RxBurst(rx[:])
+			if n > 1 && got != n || n == 1 && got != 0 {
+				t.Fatalf("round %d: a burst of %d, %d were sent", i, got, n)
+			}
+			for k, f := range rx[:got] {
+				if f.Len != 10+i || f.Data[0] != byte(i) || f.Data[9+i] != byte(k) {
+					t.Fatalf("round %d: frame %d is another", i, k)
+				}
+			}
+			dir.to.FreeBurst(rx[:got])
+			dir.to.Arm() // tells of the freed slots
+		}
+	}
+}

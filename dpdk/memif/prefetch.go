@@ -9,3 +9,8 @@ import "unsafe"
 //
 //go:noescape
 func prefetch(p unsafe.Pointer, n int)
+
+// prefetchOwn is prefetch of bytes that will be written.
+//
+//go:noescape
+func prefetchOwn(p unsafe.Pointer, n int)

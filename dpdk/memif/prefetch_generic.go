@@ -5,3 +5,5 @@ package memif
 import "unsafe"
 
 func prefetch(unsafe.Pointer, int) {}
+
+func prefetchOwn(unsafe.Pointer, int) {}

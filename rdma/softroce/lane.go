@@ -2,6 +2,7 @@ package softroce
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 
 	"github.com/millrace/millrace/rdma"
@@ -16,6 +17,11 @@ type Lane interface {
 	Place(p *Path, n int) []byte
 	// Publish sends what the last Place gave.
 	Publish()
+	// Lone is the packet that waits alone, and who sent it; nil if none does, or several,
+	// or what waits is for Rx.
+	Lone() (packet []byte, src netip.Addr)
+	// Taken gives back what the last Lone gave: Rx is not to find it.
+	Taken()
 }
 
 // laneNanos is how long a pair sends in the lane after the peer acknowledged something,
@@ -187,41 +193,70 @@ func (d *Device) freeEmpty() bool {
 	return true
 }
 
-// takeLane offers the packet p in f to the one who takes whole messages, if it is the
-// next SEND of one packet to a pair with a lane, and nothing is unusual about it. Its
-// reference is the rest of packet, which takes what it leaves. p is a MinPacket at least.
-func (d *Device) takeLane(f *Frame, p []byte, now int64) bool {
-	q := d.table[binary.BigEndian.Uint16(p[6:])&(qpnBlock-1)]
-	if q == nil {
+// Lone implements rdma.Loner.
+func (d *Device) Lone(now int64) bool {
+	if d.lane == nil || d.closed || now >= d.nextTimer || now >= d.laterAt || len(d.due) > 0 || d.active.first != nil || d.txHead != d.txFill {
 		return false
+	}
+	p, src := d.lane.Lone()
+	if len(p) < roce.MinPacket || len(p) > frameBytes {
+		return false
+	}
+	d.now = now
+	q, data, imm := d.laneMessage(p, src)
+	if q == nil || !q.taker.Hand(data, imm) {
+		return false
+	}
+	q.tookMessage((*roce.BTH)(p), now)
+	d.lane.Taken()
+	d.stats.RxPackets++
+	d.stats.RxBytes += uint64(len(p))
+	return true
+}
+
+// takeLane offers the packet p of src to the one who takes whole messages. Its
+// reference is the rest of packet, which takes what it leaves. p is a MinPacket at least.
+func (d *Device) takeLane(p []byte, src netip.Addr, now int64) bool {
+	q, data, imm := d.laneMessage(p, src)
+	if q == nil || !q.taker.Take(data, imm) {
+		return false
+	}
+	q.tookMessage((*roce.BTH)(p), now)
+	return true
+}
+
+// laneMessage is the message in packet p of src, if that is the next SEND of one packet
+// to a pair with a lane, and nothing is unusual about it; else q is nil.
+func (d *Device) laneMessage(p []byte, src netip.Addr) (q *queuePair, data []byte, imm uint32) {
+	q = d.table[binary.BigEndian.Uint16(p[6:])&(qpnBlock-1)]
+	if q == nil {
+		return nil, nil, 0
 	}
 	start := roce.BTHLen
 	switch binary.LittleEndian.Uint64(p) &^ lanePad {
 	case q.laneRx:
 	case q.laneRxImm:
 		start += roce.ImmDtLen
+		imm = (*roce.ImmDt)(p[roce.BTHLen:]).Value()
 	default:
-		return false
+		return nil, nil, 0
 	}
 	h := (*roce.BTH)(p)
 	end := len(p) - roce.ICRCLen - h.Pad()
 	if q.taker == nil || h.PSN() != q.expected || q.inMessage || q.nakked || q.recvCQ.head != q.recvCQ.tail ||
-		end < start || end-start > q.mtu || f.Src.Addr() != q.peerAddr {
-		return false
+		end < start || end-start > q.mtu || src != q.peerAddr {
+		return nil, nil, 0
 	}
-	imm := uint32(0)
-	if start != roce.BTHLen {
-		imm = (*roce.ImmDt)(p[roce.BTHLen:]).Value()
-	}
-	if !q.taker.Take(p[start:end], imm) {
-		return false
-	}
+	return q, p[start:end], imm
+}
+
+// tookMessage is what is left to do when the message of h was taken.
+func (q *queuePair) tookMessage(h *roce.BTH, now int64) {
 	q.expected = roce.PSNAdd(q.expected, 1)
 	q.msn++
-	d.stats.Messages++
+	q.dev.stats.Messages++
 	if !h.Unasked() {
 		q.unanswered++
 		q.oweAck(now, h.AckReq())
 	}
-	return true
 }

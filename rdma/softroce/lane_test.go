@@ -3,6 +3,7 @@ package softroce
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -15,6 +16,8 @@ type laneLink struct {
 	Link
 	frame [1]Frame
 	full  bool
+	rx    [2]Frame // looked at by Lone, and not taken
+	held  int
 }
 
 func (l *laneLink) Place(p *Path, n int) []byte {
@@ -26,6 +29,30 @@ func (l *laneLink) Place(p *Path, n int) []byte {
 }
 
 func (l *laneLink) Publish() { l.Tx(l.frame[:]) }
+
+func (l *laneLink) Lone() ([]byte, netip.Addr) {
+	if l.held == 0 {
+		l.held = l.Link.Rx(l.rx[:])
+	}
+	if l.held != 1 {
+		return nil, netip.Addr{}
+	}
+	return l.rx[0].Data[:l.rx[0].Len], l.rx[0].Src.Addr()
+}
+
+func (l *laneLink) Taken() {
+	l.Link.RxFree(l.rx[:1])
+	l.held = 0
+}
+
+func (l *laneLink) Rx(frames []Frame) int {
+	if l.held == 0 {
+		return l.Link.Rx(frames)
+	}
+	n := copy(frames, l.rx[:l.held])
+	l.held = 0
+	return n
+}
 
 // took is a message that a taker took.
 type took struct {
@@ -45,6 +72,8 @@ func (k *taker) Take(data []byte, imm uint32) bool {
 	k.got = append(k.got, took{string(data), imm})
 	return true
 }
+
+func (k *taker) Hand(data []byte, imm uint32) bool { return k.Take(data, imm) }
 
 func newLanePair(t testing.TB, o options) (p *pair, links [2]*laneLink, at *taker) {
 	net := NewMemoryNet(1, Faults{})
@@ -76,7 +105,7 @@ func TestLaneOrder(t *testing.T) {
 	at.refuse = func() bool { return rng.IntN(5) == 0 }
 	a := p.a.qp.(rdma.LaneQP)
 	p.b.postRecvs(t, p.b.depth)
-	next, sent := 0, 0
+	next, sent, lone := 0, 0, 0
 	check := func(data string, imm uint32) {
 		t.Helper()
 		if len(data) < 4 || binary.LittleEndian.Uint32([]byte(data)) != uint32(next) || len(data) != 4+next%500 || imm != uint32(next%3) {
@@ -105,6 +134,9 @@ func TestLaneOrder(t *testing.T) {
 			}
 			sent++
 		}
+		if rng.IntN(2) == 0 && p.b.dev.Lone(p.net.Now()) {
+			lone++
+		}
 		p.step()
 		p.a.poll()
 		for _, m := range at.got {
@@ -120,8 +152,11 @@ func TestLaneOrder(t *testing.T) {
 		}
 	}
 	p.settle(t, time.Second)
-	if s := p.a.dev.Stats(); s.LaneSent < count/5 || s.LaneSent == count || s.Retransmitted > 0 {
+	if s := p.a.dev.Stats(); s.LaneSent < count/8 || s.LaneSent == count || s.Retransmitted > 0 {
 		t.Errorf("%d of %d in the lane, %d sent again", s.LaneSent, count, s.Retransmitted)
+	}
+	if lone < count/200 {
+		t.Errorf("%d were handed over alone", lone)
 	}
 	if next != sent || len(at.got) > 0 {
 		t.Errorf("%d sent, %d came, %d more", sent, next, len(at.got))

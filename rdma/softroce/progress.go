@@ -263,7 +263,7 @@ func (d *Device) packet(f *Frame, now int64) {
 		return
 	}
 	p := f.Data[:f.Len]
-	if d.lane != nil && d.takeLane(f, p, now) {
+	if d.lane != nil && d.takeLane(p, f.Src.Addr(), now) {
 		return
 	}
 	h := (*roce.BTH)(p)
