@@ -39,7 +39,7 @@ type lone struct {
 
 // alone sends r in the batcher's place, past the stages. false: it did not.
 func (p *Producer) alone(r *serialize.Record, token uint64) bool {
-	if p.in.opts.Borrow == nil {
+	if p.in.opts.Borrow == nil || p.woken { // who waited has a place kept in a stage, see note
 		return false
 	}
 	p.lone.record, p.lone.token = *r, token

@@ -40,7 +40,10 @@ func (l *Loop) Borrow(fn func(now int64) bool) bool {
 	if !l.wake.sleeping.Load() || !l.owner.TryLock() {
 		return false
 	}
-	defer l.owner.Unlock()
+	defer func() { // also where fn panics
+		l.lent = false
+		l.owner.Unlock()
+	}()
 	// The loop gives its lock up only to block. If it has been woken by now, it does
 	// this itself.
 	if !l.wake.sleeping.Load() || l.stopping.Load() {
@@ -51,8 +54,9 @@ func (l *Loop) Borrow(fn func(now int64) bool) bool {
 	l.lent = true
 	done := fn(l.now)
 	l.flushLent()
-	l.lent = false
-	l.counts.lent++
+	if done {
+		l.counts.lent++
+	}
 	deadline, idle := l.nextDeadline(), !l.hooksOwe && len(l.dirty) == 0 && len(l.writable) == 0
 	for i := range l.backends {
 		if b := l.backends[i].lender; b != nil && idle {

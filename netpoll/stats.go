@@ -13,7 +13,7 @@ type Stats struct {
 	Parks       int64         // times the loop blocked until something happened
 	Naps        int64         // times it slept to let work gather
 	Asleep      time.Duration // time spent in both
-	Lent        int64         // times that another goroutine ran in the place of the blocked loop; see Borrow
+	Lent        int64         // times that another goroutine had something to do in the place of the blocked loop, and did it; see Borrow
 	Stalls      int64         // busy cycles longer than 10 ms
 	MaxCycle    time.Duration // longest busy cycle
 	WakeUp      time.Duration // what a wake-up takes now, as the loop measured it

@@ -224,8 +224,8 @@ func (c *tcpConn) Send(b *hugepages.Buf) {
 	c.queue.push(b)
 }
 
-// Lends implements LendingWire.
-func (c *tcpConn) Lends() (ok, cheap bool) { return true, false }
+// Lends implements LendingWire: nothing waits for room in the socket.
+func (c *tcpConn) Lends() (ok, cheap bool) { return c.queue.len() == 0, false }
 
 // Flush implements Wire.
 func (c *tcpConn) Flush() {
