@@ -68,6 +68,8 @@ type conn struct {
 	// Membership of the event loop's lists.
 	dirty, ready, starved, leaving, awaiting bool
 
+	held bool // holdGrants set it aside in the last poll
+
 	failure error // why this end closes; kept, the first wins
 	broken  error // the device refuses work; closes unless a completion tells more
 	gone    error // how the peer's end ended; goneBye: in order

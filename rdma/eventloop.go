@@ -107,6 +107,8 @@ type EventLoop struct {
 	// The loop's goroutine.
 	active   []*device        // with at least one connection
 	dirty    []*conn          // something to post
+	held     []*conn          // of these, those that holdGrants set aside
+	before   bool             // the last poll was one before a sleep, and found something
 	ready    []*conn          // something to deliver, to post again or to report
 	later    []*conn          // of these, to be granted receives behind the flush
 	starved  []*conn          // wait for pool memory
@@ -286,12 +288,17 @@ func (el *EventLoop) poll(budget int, last bool) int {
 	if len(el.leaving) > 0 && el.drained {
 		el.endLeaving()
 	}
+	if work > 0 || el.before {
+		el.holdGrants()
+	}
+	el.before = last && work > 0
 	el.flush()
 	// Behind what handlers sent.
 	if el.reapAt != 0 && (now >= el.reapAt || last) && el.reapSends() > 0 {
 		work += el.settleReady()
 		el.flush()
 	}
+	el.releaseGrants()
 	if work > 0 {
 		el.backoff = pollDeviceMin
 	}
@@ -494,6 +501,31 @@ func (el *EventLoop) yieldIdle(now int64) {
 	el.holders = keep
 }
 
+// holdGrants sets those aside, for one poll, that have nothing but receives to tell of, to
+// peers that know of some: at the end of the cycle their handlers may answer, and the grant
+// goes along. By itself it would wake a peer that waits for the answer.
+//
+// What the last look before a sleep delivers is answered in the cycle after it.
+func (el *EventLoop) holdGrants() {
+	rest := 0
+	for _, c := range el.dirty {
+		if c.held = (el.before || !c.held) && c.unposted == c.sendq.count && !c.yield && c.granted > c.untold() && c.ep != nil; c.held {
+			el.held = append(el.held, c)
+		} else {
+			el.dirty[rest] = c
+			rest++
+		}
+	}
+	clear(el.dirty[rest:])
+	el.dirty = el.dirty[:rest]
+}
+
+func (el *EventLoop) releaseGrants() {
+	el.dirty = append(el.dirty, el.held...)
+	clear(el.held)
+	el.held = el.held[:0]
+}
+
 // flush posts what connections have to send, and transmits it.
 func (el *EventLoop) flush() {
 	if len(el.dirty) == 0 {
@@ -502,7 +534,7 @@ func (el *EventLoop) flush() {
 	for i := 0; i < len(el.dirty); i++ {
 		c := el.dirty[i]
 		el.dirty[i] = nil
-		c.dirty = false
+		c.dirty, c.held = false, false
 		if c.shut || c.segmentBytes == 0 {
 			continue
 		}
