@@ -68,7 +68,9 @@ type conn struct {
 	// Membership of the event loop's lists.
 	dirty, ready, starved, leaving, awaiting bool
 
-	held bool // holdGrants set it aside in the last poll
+	held    bool   // holdGrants set it aside in the last poll
+	sends   uint64 // messages given to Send
+	heldFor uint64 // sends when it was last set aside for a first poll
 
 	failure error // why this end closes; kept, the first wins
 	broken  error // the device refuses work; closes unless a completion tells more

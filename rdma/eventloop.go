@@ -505,11 +505,16 @@ func (el *EventLoop) yieldIdle(now int64) {
 // peers that know of some: at the end of the cycle their handlers may answer, and the grant
 // goes along. By itself it would wake a peer that waits for the answer.
 //
-// What the last look before a sleep delivers is answered in the cycle after it.
+// What the last look before a sleep delivers is answered in the cycle after it. One that
+// sent nothing since the last time, as where messages go one way, is not set aside.
 func (el *EventLoop) holdGrants() {
 	rest := 0
 	for _, c := range el.dirty {
-		if c.held = (el.before || !c.held) && c.unposted == c.sendq.count && !c.yield && c.granted > c.untold() && c.ep != nil; c.held {
+		first := !c.held && c.sends != c.heldFor
+		if c.held = (first || c.held && el.before) && c.unposted == c.sendq.count && !c.yield && c.granted > c.untold() && c.ep != nil; c.held {
+			if first {
+				c.heldFor = c.sends
+			}
 			el.held = append(el.held, c)
 		} else {
 			el.dirty[rest] = c

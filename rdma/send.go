@@ -58,6 +58,7 @@ func (q *sendQueue) pop() outgoing {
 
 // Send implements netpoll.Wire.
 func (c *conn) Send(b *hugepages.Buf) {
+	c.sends++
 	c.sendq.push(outgoing{buf: b, size: b.Len(), placed: b.Arena() == c.dev.arena})
 	c.setDirty()
 }
