@@ -622,6 +622,9 @@ func (el *EventLoop) Lent() (deadline int64, idle bool) {
 	if len(el.awaiting) > 0 && !el.waited {
 		deadline = now + int64(reapAsleep)
 	}
+	if len(el.starved) > 0 {
+		deadline = earlier(deadline, el.retryAt)
+	}
 	for _, d := range el.active {
 		if d.transmitter != nil {
 			if at := d.transmitter.Deadline(now); at != 0 {
