@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -361,99 +360,6 @@ func (el *EventLoop) takeEvents(d *device) int {
 	return n
 }
 
-// reap takes about budget completions of receives and lists the connections they
-// concern.
-func (el *EventLoop) reap(budget int) int {
-	work := 0
-	el.drained = true
-	for _, d := range el.active {
-		for _, g := range d.groups {
-			for g.conns > 0 || d.srq != nil {
-				n := g.recv.Poll(el.wcs[:])
-				for i := range n {
-					wc := &el.wcs[i]
-					if c := d.lookup(wc.QPN); c != nil {
-						if wc.Status == FlushError && c.failure == nil {
-							el.reapSends() // what ended the pair may be a send's failure
-						}
-						c.complete(wc)
-					} else if wc.Op == WCRecv && d.srq != nil { // of a pair that is closed
-						d.srq.put(d.srq.take(wc.ID))
-					}
-				}
-				work += n
-				if n < len(el.wcs) {
-					break
-				}
-				if work >= budget {
-					el.drained = false
-					break
-				}
-			}
-		}
-	}
-	return work
-}
-
-// await notes that c has sends under way.
-func (c *conn) await() {
-	el := c.el
-	if !c.awaiting {
-		c.awaiting = true
-		el.awaiting = append(el.awaiting, c)
-	}
-	if el.reapAt == 0 {
-		el.reapAt = el.loop.Now() + int64(reapAfter)
-	}
-}
-
-// reapSends takes the completions of sends. They free buffers and tell that the peer
-// has them, for which nobody waits as a rule: they may gather, and need not wake the
-// loop. Whoever does wait is found by patient, or sets stalled.
-func (el *EventLoop) reapSends() (n int) {
-	el.stalled, el.reapAt = false, 0
-	if len(el.awaiting) == 0 {
-		return 0
-	}
-	wcs := &el.sendWCs
-	for _, d := range el.active {
-		for _, g := range d.groups {
-			for k := len(wcs); g.conns > 0 && k == len(wcs); n += k {
-				k = g.send.Poll(wcs[:])
-				for i := range k {
-					if c := d.lookup(wcs[i].QPN); c != nil {
-						c.complete(&wcs[i])
-					}
-				}
-			}
-		}
-	}
-	keep := el.awaiting[:0]
-	for _, c := range el.awaiting {
-		if c.awaiting = !c.shut && c.postedWRs != c.doneWRs; c.awaiting {
-			el.stalled = el.stalled || c.stalls()
-			keep = append(keep, c)
-		}
-	}
-	clear(el.awaiting[len(keep):])
-	el.awaiting = keep
-	if len(keep) > 0 {
-		el.reapAt = el.loop.Now() + int64(reapAfter)
-	}
-	return n
-}
-
-// patient tells whether nobody waits for the completions of c's sends, and they hold
-// little memory.
-func (c *conn) patient() bool {
-	return c.ep != nil && c.ep.Roomy() && c.ep.Conn().QueuedBytes() <= patientBytes && c.unposted == c.sendq.count && c.broken == nil
-}
-
-// patient tells it of all of them.
-func (el *EventLoop) patient() bool {
-	return len(el.starved) == 0 && !slices.ContainsFunc(el.awaiting, func(c *conn) bool { return !c.shut && !c.patient() })
-}
-
 // feedStarved gives connections that found the pool exhausted another try.
 func (el *EventLoop) feedStarved() {
 	waiting := el.starved
@@ -477,58 +383,6 @@ func (el *EventLoop) endLeaving() {
 			el.leaving = append(el.leaving, c)
 		}
 	}
-}
-
-// yieldIdle gives back the credits of connections that have posted nothing since
-// the last look.
-func (el *EventLoop) yieldIdle(now int64) {
-	el.yieldAt = now + int64(yieldAfter)
-	keep := el.holders[:0]
-	for _, c := range el.holders {
-		switch {
-		case c.shut || c.credits <= 1:
-			c.holding = false
-		case c.sendq.count > 0 || c.postedWRs != c.heldWRs:
-			c.heldWRs = c.postedWRs
-			keep = append(keep, c)
-		default:
-			c.yield = true
-			c.setDirty()
-			keep = append(keep, c)
-		}
-	}
-	clear(el.holders[len(keep):])
-	el.holders = keep
-}
-
-// holdGrants sets those aside, for one poll, that have nothing but receives to tell of, to
-// peers that know of some: at the end of the cycle their handlers may answer, and the grant
-// goes along. By itself it would wake a peer that waits for the answer.
-//
-// What the last look before a sleep delivers is answered in the cycle after it. One that
-// sent nothing since the last time, as where messages go one way, is not set aside.
-func (el *EventLoop) holdGrants() {
-	rest := 0
-	for _, c := range el.dirty {
-		first := !c.held && c.sends != c.heldFor
-		if c.held = (first || c.held && el.before) && c.unposted == c.sendq.count && !c.yield && c.granted > c.untold() && c.ep != nil; c.held {
-			if first {
-				c.heldFor = c.sends
-			}
-			el.held = append(el.held, c)
-		} else {
-			el.dirty[rest] = c
-			rest++
-		}
-	}
-	clear(el.dirty[rest:])
-	el.dirty = el.dirty[:rest]
-}
-
-func (el *EventLoop) releaseGrants() {
-	el.dirty = append(el.dirty, el.held...)
-	clear(el.held)
-	el.held = el.held[:0]
 }
 
 // flush posts what connections have to send, and transmits it.
