@@ -26,9 +26,9 @@ type InboxOptions struct {
 	Wake func()
 	// Borrow, if set, is called when a record arrives and nothing waits: if the
 	// batcher's goroutine is at rest, it calls send in its place and returns what that
-	// returned, else false. A record that finds the link idle leaves so without a
-	// wake-up; where the sink says that sending is cheap, one that fills its batch by
-	// itself need not find it idle. No Completer is told meanwhile, provided that the
+	// returned, else false. now is as for Drain. A record that finds the link idle
+	// leaves so without a wake-up; if cheap, as where sending takes no system call, one
+	// that fills its batch by itself need not find it idle. No Completer is told meanwhile, provided that the
 	// sink answers nothing from within SendBatch, nor refuses a batch with an error
 	// other than ErrBackpressure. Like Wake it must not block.
 	Borrow func(send func(now int64, cheap bool) bool) bool

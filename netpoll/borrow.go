@@ -57,7 +57,7 @@ func (l *Loop) Borrow(fn func(now int64) bool) bool {
 	if done {
 		l.counts.lent++
 	}
-	deadline, idle := l.nextDeadline(), !l.hooksOwe && len(l.dirty) == 0 && len(l.writable) == 0
+	deadline, idle := l.nextDeadline(), !l.leftOver()
 	for i := range l.backends {
 		if b := l.backends[i].lender; b != nil && idle {
 			var d int64

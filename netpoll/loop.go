@@ -523,7 +523,7 @@ func earlier(a, b int64) int64 {
 
 // nap lets work gather until then, or until a timer is due.
 func (l *Loop) nap(until int64) {
-	if l.hooksOwe || len(l.dirty) > 0 || len(l.writable) > 0 {
+	if l.leftOver() {
 		return
 	}
 	if d := l.nextDeadline(); d != 0 {
