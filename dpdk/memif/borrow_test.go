@@ -10,21 +10,6 @@ import (
 	"github.com/millrace/millrace/netpoll/looptest"
 )
 
-// answers takes what comes back.
-type answers struct {
-	netpoll.BaseHandler
-	got    chan []byte
-	closed chan error
-}
-
-func (h *answers) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
-	for i := range ms {
-		h.got <- bytes.Clone(ms[i].Data)
-	}
-}
-
-func (h *answers) OnClose(_ *netpoll.Conn, err error) { h.closed <- err }
-
 // Messages leave on the goroutine of whoever sends them while the loop sleeps: alone, in the
 // lane, and several after one another, beside it. A peer that goes meanwhile is noticed.
 func TestBorrow(t *testing.T) {
@@ -36,7 +21,7 @@ func TestBorrow(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	h := &answers{got: make(chan []byte, 64), closed: make(chan error, 1)}
+	h := looptest.NewCollector(64)
 	c, err := client.Dial(ctx, ln.URL(), h)
 	if err != nil {
 		t.Fatal(err)
@@ -56,11 +41,11 @@ func TestBorrow(t *testing.T) {
 		}
 		for range burst {
 			select {
-			case got := <-h.got:
+			case got := <-h.Got:
 				if want := bytes.Repeat([]byte{byte(n)}, 1+n*37%2000); !bytes.Equal(got, want) {
 					t.Fatalf("message %d: %d bytes of %d, or others", n, len(got), len(want))
 				}
-			case err := <-h.closed:
+			case err := <-h.Closed:
 				t.Fatalf("closed: %v", err)
 			case <-time.After(patience):
 				t.Fatalf("message %d did not come back", n)
@@ -70,7 +55,7 @@ func TestBorrow(t *testing.T) {
 	}
 	server.Stop()
 	select {
-	case <-h.closed:
+	case <-h.Closed:
 	case <-time.After(patience):
 		t.Fatal("the peer has gone, and nobody noticed")
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/millrace/millrace/hugepages"
 	"github.com/millrace/millrace/internal/transports"
 	"github.com/millrace/millrace/netpoll"
+	"github.com/millrace/millrace/netpoll/looptest"
 )
 
 // The ends of a connection between network namespaces are processes of their own:
@@ -100,24 +101,6 @@ func serve(url string) error {
 	}
 }
 
-type answers struct {
-	netpoll.BaseHandler
-	got    chan []byte
-	closed chan error
-}
-
-func (a *answers) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
-	for i := range ms {
-		p := bytes.Clone(ms[i].Data)
-		for _, s := range ms[i].Rest {
-			p = append(p, s.Data...)
-		}
-		a.got <- p
-	}
-}
-
-func (a *answers) OnClose(_ *netpoll.Conn, err error) { a.closed <- err }
-
 // call sends messages of many sizes and wants them back.
 func call(url string) error {
 	l, err := newLoop(url)
@@ -128,7 +111,7 @@ func call(url string) error {
 	go func() { ran <- l.Run() }()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	a := &answers{got: make(chan []byte, 100), closed: make(chan error, 1)}
+	a := looptest.NewCollector(100)
 	c, err := l.Dial(ctx, url, a)
 	if err != nil {
 		return err
@@ -151,11 +134,11 @@ func call(url string) error {
 			return err
 		}
 		select {
-		case got := <-a.got:
+		case got := <-a.Got:
 			if !bytes.Equal(got, want) {
 				return fmt.Errorf("message %d: %d other bytes came back", i, len(got))
 			}
-		case err := <-a.closed:
+		case err := <-a.Closed:
 			return fmt.Errorf("closed: %w", err)
 		case <-ctx.Done():
 			return fmt.Errorf("message %d did not come back", i)

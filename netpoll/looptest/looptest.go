@@ -111,7 +111,7 @@ func Dial(t testing.TB, client *netpoll.Loop, url string, sizes ...int) *netpoll
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	k := &collector{got: make(chan []byte, 1), closed: make(chan error, 1)}
+	k := NewCollector(1)
 	c, err := client.Dial(ctx, url, k)
 	if err != nil {
 		t.Fatal(err)
@@ -122,11 +122,11 @@ func Dial(t testing.TB, client *netpoll.Loop, url string, sizes ...int) *netpoll
 			t.Fatal(err)
 		}
 		select {
-		case got := <-k.got:
+		case got := <-k.Got:
 			if !bytes.Equal(got, want) {
 				t.Fatalf("of %d bytes came back %d others", n, len(got))
 			}
-		case err := <-k.closed:
+		case err := <-k.Closed:
 			t.Fatalf("%d bytes: closed: %v", n, err)
 		case <-time.After(patience):
 			t.Fatalf("%d bytes did not come back", n)
@@ -151,19 +151,26 @@ func send(t testing.TB, c *netpoll.Conn, p []byte) {
 	}
 }
 
-// collector hands over copies of what arrives.
-type collector struct {
+// Collector hands over copies of what arrives, and how the connection ended.
+type Collector struct {
 	netpoll.BaseHandler
-	got    chan []byte
-	closed chan error
+	Got    chan []byte
+	Closed chan error
 }
 
-func (k *collector) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
+// NewCollector makes one that takes n messages before it waits for who reads them.
+func NewCollector(n int) *Collector {
+	return &Collector{Got: make(chan []byte, n), Closed: make(chan error, 1)}
+}
+
+// OnMessages implements netpoll.Handler.
+func (k *Collector) OnMessages(_ *netpoll.Conn, ms []netpoll.Message) {
 	for i := range ms {
 		p := make([]byte, ms[i].Len())
 		gather(p, &ms[i])
-		k.got <- p
+		k.Got <- p
 	}
 }
 
-func (k *collector) OnClose(_ *netpoll.Conn, err error) { k.closed <- err }
+// OnClose implements netpoll.Handler.
+func (k *Collector) OnClose(_ *netpoll.Conn, err error) { k.Closed <- err }
