@@ -53,15 +53,14 @@ func (p *Producer) alone(r *serialize.Record, token uint64) bool {
 // by itself. Else it does nothing and returns false.
 func (p *Producer) sendAlone(now int64, cheap bool) bool {
 	in, b := p.in, p.in.b
-	full := cheap && b.opts.MaxBatchRecords == 1 && int(b.tail-b.head) < b.opts.MaxBatches
+	full := cheap && b.opts.MaxBatchRecords == 1
 	idle := b.records == 0 && b.opts.Linger == 0 && now-in.drained >= aloneNanos && now-b.left >= int64(b.opts.MinInterval)
-	if !full && !idle || b.stalled || b.refused || b.closing || in.closing || !in.takenUpTo(math.MaxUint64) {
+	if !full && !idle || in.closing || !in.takenUpTo(math.MaxUint64) {
 		return false
 	}
 	b.now = now
-	if b.Put(&p.lone.record, Completion{p.to, p.lone.token}) != nil { // for want of room, a matter for Drain
-		b.refused = false
-		return false
+	if b.Put(&p.lone.record, Completion{p.to, p.lone.token}) != nil {
+		return false // for want of room, a matter for Drain
 	}
 	b.left = now
 	in.drained = now
